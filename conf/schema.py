@@ -1,0 +1,271 @@
+"""Every setting of a run, frozen and typed; the defaults here are the defaults of the product.
+
+Owns what a run is. Must not know Ray, torch or the engines: importing this module is instant.
+A dotted key on the command line (``replay.mode=fresh``) names a field here. ``null`` is allowed only where a
+comment says what it means.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class ReplayMode(str, Enum):
+    """What the learner's batches are drawn from (docs/algorithm.md, selective sample replay)."""
+
+    none = "none"  # plain GRPO: every trajectory of the step, zero advantages included
+    filter = "filter"  # the step's trajectories with a learning signal, repeated to fill the batch
+    episode = "episode"  # SSR as the paper tells it: |A|^alpha draws with replacement from this step
+    fifo = "fifo"  # SSR as the authors' code did it: half fresh, half from a queue of half a step
+    fresh = "fresh"  # every fresh trajectory with a signal, the rest |A|^alpha exp(-age / tau) from older versions
+
+
+class AdvantageKind(str, Enum):
+    """The baseline of the advantage."""
+
+    mean = "mean"
+    std = "std"
+    leave_one_out = "leave_one_out"
+
+
+class LossAggregation(str, Enum):
+    """How token losses become one number."""
+
+    token_mean = "token_mean"
+    sequence_mean = "sequence_mean"
+    dr_grpo = "dr_grpo"
+
+
+class ProximalKind(str, Enum):
+    """Where the proximal policy of the ratio comes from."""
+
+    recompute = "recompute"  # decoupled PPO: the learner's weights when the batch arrived
+    behavior = "behavior"  # plain PPO: the engine's log-probs
+
+
+class LossWeight(str, Enum):
+    """What multiplies the log-prob's gradient of a sample that was drawn by |A|^alpha."""
+
+    advantage = "advantage"  # the paper
+    sign = "sign"
+    corrected = "corrected"  # advantage times (1 / (N P))^beta
+
+
+class Extraction(str, Enum):
+    """Which answer of a response counts."""
+
+    strict = "strict"  # the last \\boxed{} only
+    lenient = "lenient"
+
+
+class ImageSelection(str, Enum):
+    """Which prompts a selection keeps, by their images."""
+
+    any = "any"
+    only = "only"
+    none = "none"
+
+
+class Dtype(str, Enum):
+    """Number format of the model, in the learner and in the engine."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Device(str, Enum):
+    """Where the engines run; everything that differs between the two follows from this one key."""
+
+    cpu = "cpu"
+    gpu = "gpu"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run lives and how long it is."""
+
+    name: str = "run"
+    dir: str = "runs/${run.name}"  # the run folder
+    seed: int = 1
+    num_steps: int = 100  # training steps, each prompts_per_step prompts and updates_per_step optimizer updates
+    resume: bool = False  # go on from the newest checkpoint in the run folder
+    overwrite: bool = False  # replace a run folder that already holds a run
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The policy."""
+
+    path: str = ""  # a Hugging Face folder; empty: the cold start's model
+    dtype: Dtype = Dtype.bfloat16
+    max_prompt_tokens: int = 2048  # image tokens included; longer prompts are bad rows
+    max_response_tokens: int = 2048
+    min_pixels: int = 256 * 28 * 28
+    max_pixels: int = 1280 * 28 * 28
+    freeze_vision: bool = False  # keep the vision tower as it is
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The prompts and which of them are kept."""
+
+    path: str = ""  # a folder in ViRL39K's layout: one Parquet file and images/
+    test_path: str = ""  # the same, for evaluation; empty: no evaluation
+    categories: list[str] = field(default_factory=list)  # keep only these; empty: all
+    exclude_categories: list[str] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)  # keep only these; empty: all
+    images: ImageSelection = ImageSelection.any
+    prompt_suffix: str = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
+    max_bad_fraction: float = 0.05  # of the rows (unreadable, corrupt image, too long); more ends the run
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """The rollout actors and their vLLM engines."""
+
+    num_actors: int = 1
+    cpus_per_actor: float = 1.0
+    tensor_parallel_size: int = 1  # GPUs (or CPU workers) of one engine
+    threads: int = 1  # compute threads of an engine on CPU
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1  # -1: off
+    max_concurrent_sequences: int = 256  # vLLM's max_num_seqs
+    max_batched_tokens: int = 8192  # vLLM's max_num_batched_tokens
+    kv_cache_bytes: int = 268435456  # on CPU
+    gpu_memory_utilization: float = 0.9  # on GPU
+    prompts_per_call: int = 16  # prompts handed to a rollout actor at once
+    timeout_s: float = 600.0  # for one call
+    start_timeout_s: float = 300.0
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """How an answer is scored."""
+
+    extraction: Extraction = Extraction.lenient
+    invalid_reward: float = -0.1  # no end of sequence
+    grader_processes: int = 1  # per rollout actor
+    grader_timeout_s: float = 5.0  # for one answer
+    grader_memory_bytes: int = 2147483648  # of one grader process
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """Selective sample replay."""
+
+    mode: ReplayMode = ReplayMode.episode
+    priority_exponent: float = 1.0  # alpha
+    importance_exponent: float = 0.0  # beta of (1 / (N P))^beta, used by algorithm.loss_weight=corrected
+    max_trajectories: int = 65536
+    age_decay_steps: float = 500.0  # tau, in policy versions (mode fresh)
+    max_age: int = 8  # nothing older is drawn, in policy versions (mode fresh)
+    timeout_s: float = 600.0  # how long a draw waits for fresh groups
+
+
+@dataclass(frozen=True)
+class AlgorithmConfig:
+    """What is computed in one step."""
+
+    prompts_per_step: int = 64
+    samples_per_prompt: int = 8  # G
+    updates_per_step: int = 1  # optimizer updates between two weight syncs
+    batch_size: int | None = None  # trajectories per optimizer update; null: prompts_per_step * samples_per_prompt / updates_per_step
+    max_staleness: int = 0  # versions that a fresh trajectory may lag behind at consumption; 0: synchronous, on-policy
+    advantage: AdvantageKind = AdvantageKind.mean
+    loss_aggregation: LossAggregation = LossAggregation.token_mean
+    loss_weight: LossWeight = LossWeight.advantage
+    clip_low: float = 0.2
+    clip_high: float = 0.35
+    proximal: ProximalKind = ProximalKind.recompute
+    behavior_ratio_cap: float = 2.0  # C: upper bound of pi_proximal / pi_behavior
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """The DeepSpeed learner group."""
+
+    num_ranks: int = 1
+    cpus_per_rank: float = 1.0
+    threads: int = 1  # compute threads of a rank on CPU
+    zero_stage: int = 0
+    learning_rate: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    warmup_fraction: float = 0.03
+    min_learning_rate_ratio: float = 0.5  # cosine decay ends at this share of learning_rate
+    microbatch_tokens: int = 16384  # padded tokens of one micro-batch
+    gradient_checkpointing: bool = False
+    timeout_s: float = 600.0  # for one step, and for a collective
+    start_timeout_s: float = 300.0
+
+
+@dataclass(frozen=True)
+class WeightsConfig:
+    """How weights travel from the learner to the engines."""
+
+    bucket_bytes: int = 268435456
+    timeout_s: float = 120.0  # for one sync
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Greedy accuracy on held-out questions."""
+
+    num_questions: int = 1000  # drawn with the run's seed, the same ones each time; 0: all
+    every_steps: int = 0  # besides before and after training; 0: never
+    max_response_tokens: int | None = None  # null: model.max_response_tokens
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What makes a run resumable."""
+
+    every_steps: int = 50  # 0: only at the end
+    keep_last: int = 2
+
+
+@dataclass(frozen=True)
+class ColdstartConfig:
+    """The short supervised phase that gives a model made from a configuration the form of an answer."""
+
+    steps: int = 0  # 0: no cold start, model.path is trained as it is
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    seed: int = 1
+    examples: int = 20000  # worked answers, drawn from the training data
+    rethinking_fraction: float = 0.05  # of them with a rethinking turn
+    cache_dir: str = ".cache/coldstart"  # keyed by the hash of these settings and of the data
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """The Ray cluster."""
+
+    address: str | None = None  # of a running cluster; null: RAY_ADDRESS, else a local one that the run starts and stops
+    device: Device = Device.cpu
+    num_cpus: int | None = None  # of the local cluster; null: the machine's
+    object_store_bytes: int = 536870912  # of the local cluster
+    dashboard: bool = True
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    coldstart: ColdstartConfig = field(default_factory=ColdstartConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
