@@ -1,0 +1,130 @@
+"""The policy loss: a clipped surrogate with three policies kept apart. Pure functions over flat token tensors.
+
+behavior sampled the tokens (mu), proximal is the learner when the batch arrived, policy is being optimised (pi).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from algorithms.ratios import check_flat
+
+
+def clipped_surrogate(
+    policy_logprobs: torch.Tensor,
+    proximal_logprobs: torch.Tensor,
+    behavior_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    behavior_ratio_cap: float,
+) -> torch.Tensor:
+    """Decoupled PPO: -w min(r A, clip(r, 1 - low, 1 + high) A) a token.
+
+    r = pi / pi_proximal and w = min(pi_proximal / mu, cap), without gradient (Hilton et al., arXiv 2110.00641; AReaL,
+    arXiv 2505.24298, equation 5). With proximal = behavior it is plain PPO with separate bounds.
+
+    Args:
+        policy_logprobs: [N] float32, nats, with gradient.
+        proximal_logprobs: [N] float32, nats.
+        behavior_logprobs: [N] float32, nats.
+        advantages: [N] float32, the trajectory's coefficient on each of its tokens.
+        clip_low: the ratio's lower bound is 1 - clip_low.
+        clip_high: its upper bound is 1 + clip_high.
+        behavior_ratio_cap: C, the upper bound of pi_proximal / mu.
+
+    Returns:
+        [N] float32 losses.
+
+    Raises:
+        ValueError: when the shapes disagree.
+    """
+    check_flat(
+        policy_logprobs=policy_logprobs,
+        proximal_logprobs=proximal_logprobs,
+        behavior_logprobs=behavior_logprobs,
+        advantages=advantages,
+    )
+    proximal = proximal_logprobs.detach()
+    behavior_weight = torch.exp(proximal - behavior_logprobs).clamp(max=behavior_ratio_cap)
+    ratio = torch.exp(policy_logprobs - proximal)
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return -behavior_weight * torch.minimum(ratio * advantages, clipped * advantages)
+
+
+def sequence_weights(
+    lengths: torch.Tensor,
+    *,
+    aggregation: Literal["token_mean", "sequence_mean", "dr_grpo"],
+    total_tokens: float,
+    total_sequences: float,
+    max_response_tokens: int,
+) -> torch.Tensor:
+    """What each trajectory's summed token loss is multiplied by, so that the batch's loss is their plain sum.
+
+    ``token_mean`` is 1 / tokens of the whole batch, ``sequence_mean`` 1 / (sequences * own length), ``dr_grpo`` the constant
+    1 / (sequences * max_response_tokens) (arXiv 2503.20783). Totals are those of all ranks and micro-batches, so that
+    the result doesn't depend on how the batch is cut.
+
+    Args:
+        lengths: [S] trained tokens of each trajectory.
+        aggregation: which mean.
+        total_tokens: trained tokens of the whole batch.
+        total_sequences: trajectories of the whole batch.
+        max_response_tokens: the constant of dr_grpo.
+
+    Returns:
+        [S] float32.
+
+    Raises:
+        ValueError: for an unknown aggregation.
+    """
+    lengths = lengths.float()
+    if aggregation == "token_mean":
+        return torch.full_like(lengths, 1.0 / max(total_tokens, 1.0))
+    if aggregation == "sequence_mean":
+        return 1.0 / (max(total_sequences, 1.0) * lengths.clamp(min=1.0))
+    if aggregation == "dr_grpo":
+        return torch.full_like(lengths, 1.0 / (max(total_sequences, 1.0) * max_response_tokens))
+    raise ValueError(f"unknown loss aggregation {aggregation!r}: token_mean, sequence_mean or dr_grpo")
+
+
+def loss_coefficients(
+    advantages: torch.Tensor,
+    probabilities: torch.Tensor,
+    table_sizes: torch.Tensor,
+    *,
+    weight: Literal["advantage", "sign", "corrected"],
+    importance_exponent: float,
+) -> torch.Tensor:
+    """What takes the advantage's place in the loss of a trajectory that was drawn by |A|^alpha.
+
+    The paper trains on the advantage itself (``advantage``), which with alpha = 1 squares the weighting by |A|; ``sign``
+    leaves the weighting to the draw alone; ``corrected`` multiplies by (1 / (N P))^beta (prioritised experience
+    replay, arXiv 1511.05952, section 3.4), which at beta = 1 undoes the draw.
+
+    Args:
+        advantages: [S] float32.
+        probabilities: [S] of each draw, in (0, 1].
+        table_sizes: [S] items each was drawn among.
+        weight: which of the three.
+        importance_exponent: beta, used by ``corrected``.
+
+    Returns:
+        [S] float32.
+
+    Raises:
+        ValueError: when the shapes disagree or the weight is unknown.
+    """
+    check_flat(advantages=advantages, probabilities=probabilities, table_sizes=table_sizes)
+    if weight == "advantage":
+        return advantages
+    if weight == "sign":
+        return advantages.sign()
+    if weight == "corrected":
+        correction = (table_sizes.double() * probabilities.double()) ** -importance_exponent
+        return (advantages.double() * correction).float()
+    raise ValueError(f"unknown loss weight {weight!r}: advantage, sign or corrected")
