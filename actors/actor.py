@@ -1,0 +1,279 @@
+"""The Ray shell of a rollout replica: an engine, a worker and a door to replay, in one asynchronous actor.
+
+Owns delivery (groups go straight into replay, only receipts come back) and the replica's life. Must not know the
+learner: weights arrive as buckets with a manifest, wherever they come from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from actors.engine import RolloutEngine
+from actors.worker import EvaluatedAnswer, RolloutRequest, RolloutWorker
+from algorithms.schema import to_record_batch
+from algorithms.types import Prompt, RolloutGroup
+from conf.schema import Config
+from tasks.grading import GraderPool
+from tasks.images import BadPromptError
+from tasks.prompts import PromptEncoder, allowed_token_ids, load_tokenizer
+from weights.manifest import WeightManifest
+from weights.staging import StagingArea
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutReceipt:
+    """What became of one call's prompts."""
+
+    delivered: tuple[str, ...]  # group ids that replay has accepted
+    bad: tuple[tuple[str, str], ...]  # (group_id, reason) of prompts that can't be used
+    generated_tokens: int
+    busy_s: float  # from the call's arrival to its last group's acceptance
+
+
+class Outbox:
+    """Hands finished groups to replay, as many at a time as have piled up while the last insert was under way.
+
+    Args:
+        replay: the replay actor.
+        timeout_s: deadline of one insert.
+    """
+
+    def __init__(self, replay: ActorHandle, *, timeout_s: float) -> None:
+        self._replay = replay
+        self._timeout_s = timeout_s
+        self._waiting: list[tuple[RolloutGroup, asyncio.Future[None]]] = []
+        self._inserting = asyncio.Lock()
+
+    async def deliver(self, group: RolloutGroup) -> None:
+        """Return when replay has accepted the group.
+
+        Args:
+            group: to insert.
+
+        Raises:
+            TimeoutError: when replay doesn't answer in time.
+        """
+        accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((group, accepted))
+        async with self._inserting:
+            if not accepted.done():
+                await self._flush()
+        await accepted
+
+    async def _flush(self) -> None:
+        batch, self._waiting = self._waiting, []
+        rows = to_record_batch(t for group, _ in batch for t in group.trajectories)
+        try:
+            await asyncio.wait_for(self._replay.insert.remote(rows), self._timeout_s)
+        except BaseException as error:
+            for _, accepted in batch:
+                accepted.set_exception(
+                    TimeoutError(f"the replay actor did not accept {len(batch)} groups within {self._timeout_s} s")
+                    if isinstance(error, TimeoutError)
+                    else RuntimeError(f"the replay actor refused {len(batch)} groups: {error}")
+                )
+            return
+        for _, accepted in batch:
+            accepted.set_result(None)
+
+
+@ray.remote(concurrency_groups={"control": 4}, max_concurrency=1000)
+class RolloutActor:
+    """One rollout replica.
+
+    Args:
+        config: of the run.
+        model_path: Hugging Face folder the engine starts from.
+        replay: the replay actor; None: only evaluation.
+        index: of this replica.
+    """
+
+    def __init__(self, config: Config, model_path: str, replay: ActorHandle | None, index: int) -> None:
+        self._config = config
+        self._model_path = model_path
+        self._index = index
+        self._replay = replay
+        self._engine: RolloutEngine | None = None
+        self._state = "starting"
+
+    def __repr__(self) -> str:
+        """Name the role, the replica and its weights in Ray's logs and dashboard."""
+        version = self._engine.version if self._engine is not None else "-"
+        return f"RolloutActor(replica={self._index}, version={version})"
+
+    async def start(self, version: int) -> dict[str, Any]:
+        """Start the engine and the graders.
+
+        Args:
+            version: policy version of the weights in the model's folder.
+
+        Returns:
+            The replica's process id, node and seconds to start.
+        """
+        begin = time.monotonic()
+        config = self._config
+        self._engine = RolloutEngine(
+            self._model_path,
+            model=config.model,
+            rollout=config.rollout,
+            device=config.cluster.device,
+            seed=config.run.seed + self._index,
+        )
+        self._grader = GraderPool(
+            config.reward.grader_processes, timeout_s=config.reward.grader_timeout_s, memory_bytes=config.reward.grader_memory_bytes
+        )
+        self._staging = StagingArea(f"rollout-{self._index}")
+        await self._engine.start(version=version)
+        tokenizer = load_tokenizer(self._model_path)
+        self._worker = RolloutWorker(
+            engine=self._engine,
+            encoder=PromptEncoder(
+                tokenizer,
+                suffix=config.data.prompt_suffix,
+                max_prompt_tokens=config.model.max_prompt_tokens,
+                min_pixels=config.model.min_pixels,
+                max_pixels=config.model.max_pixels,
+            ),
+            grader=self._grader,
+            allowed_token_ids=allowed_token_ids(tokenizer),
+            algorithm=config.algorithm,
+            model=config.model,
+            rollout=config.rollout,
+            reward_config=config.reward,
+        )
+        if self._replay is not None:
+            self._outbox = Outbox(self._replay, timeout_s=config.replay.timeout_s)
+        self._state = "healthy"
+        return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id(), "start_s": time.monotonic() - begin}
+
+    async def rollout(self, requests: list[RolloutRequest]) -> RolloutReceipt:
+        """Roll out prompts side by side and put each group into replay as it is finished.
+
+        Args:
+            requests: visits of prompts.
+
+        Returns:
+            What was delivered and what could not be used.
+
+        Raises:
+            EngineDeadError: of vLLM, when its process died.
+            TimeoutError: when replay doesn't accept in time.
+        """
+        begin = time.monotonic()
+        results = await asyncio.gather(*(self._roll_and_deliver(request) for request in requests))
+        delivered = [(request.group_id, result) for request, result in zip(requests, results, strict=True) if isinstance(result, int)]
+        bad = [(request.group_id, result) for request, result in zip(requests, results, strict=True) if isinstance(result, str)]
+        return RolloutReceipt(
+            delivered=tuple(group_id for group_id, _ in delivered),
+            bad=tuple(bad),
+            generated_tokens=sum(tokens for _, tokens in delivered),
+            busy_s=time.monotonic() - begin,
+        )
+
+    async def _roll_and_deliver(self, request: RolloutRequest) -> int | str:
+        """The group's generated tokens, or the reason why its prompt is bad."""
+        try:
+            group = await self._worker.rollout(request)
+        except BadPromptError as error:
+            return str(error)
+        await self._outbox.deliver(group)
+        return sum(trajectory.num_response_tokens for trajectory in group.trajectories)
+
+    async def evaluate(self, prompts: list[Prompt], max_response_tokens: int) -> tuple[list[EvaluatedAnswer], list[tuple[str, str]]]:
+        """Answer questions greedily.
+
+        Args:
+            prompts: the questions.
+            max_response_tokens: limit of an answer.
+
+        Returns:
+            The answers, and (prompt_id, reason) of questions that can't be used.
+        """
+        results = await asyncio.gather(
+            *(self._worker.answer(prompt, max_response_tokens=max_response_tokens) for prompt in prompts), return_exceptions=True
+        )
+        answers: list[EvaluatedAnswer] = []
+        bad: list[tuple[str, str]] = []
+        for prompt, result in zip(prompts, results, strict=True):
+            if isinstance(result, BadPromptError):
+                bad.append((prompt.prompt_id, str(result)))
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                answers.append(result)
+        return answers, bad
+
+    async def update_weights(self, manifest: dict[str, Any], buckets: list[ray.ObjectRef]) -> float:
+        """Verify a published version whole, then put it into the engine.
+
+        Args:
+            manifest: dictionary form of the version's WeightManifest.
+            buckets: references of its payloads, in the manifest's order.
+
+        Returns:
+            Seconds during which generation was paused.
+
+        Raises:
+            WeightUpdateError: when the payloads don't match the manifest; the old weights stay in service.
+        """
+        parsed = WeightManifest.from_dict(manifest)
+        payloads = await asyncio.gather(*buckets)
+        staged = await asyncio.to_thread(self._staging.stage, parsed, payloads)
+        try:
+            begin = time.monotonic()
+            await self._engine.update_weights(staged, timeout_s=self._config.weights.timeout_s)
+            return time.monotonic() - begin
+        finally:
+            staged.discard()
+
+    async def score(self, prompt: Prompt, response_token_ids: list[int]) -> list[float]:
+        """The engine's log-probs of a fixed response, for comparison with the learner's.
+
+        Args:
+            prompt: with its images.
+            response_token_ids: [R].
+
+        Returns:
+            [R] nats, over the whole vocabulary at temperature 1.
+        """
+        encoded = self._worker.encode(prompt)
+        logprobs = await self._engine.score(
+            encoded.token_ids, encoded.images, [ref.sha256 for ref in encoded.refs], response_token_ids=response_token_ids
+        )
+        return [float(value) for value in logprobs]
+
+    @ray.method(concurrency_group="control")
+    async def health(self) -> dict[str, Any]:
+        """Answer at once, whatever the engine is doing.
+
+        Returns:
+            State, version and counts of this replica.
+        """
+        engine = self._engine
+        return {"state": self._state, "replica": self._index, "version": engine.version if engine is not None else None, "pid": os.getpid()}
+
+    async def grade_counts(self) -> dict[str, int]:
+        """How answers were decided, by reason.
+
+        Returns:
+            Counts since the start.
+        """
+        return dict(self._grader.counts)
+
+    async def close(self) -> None:
+        """End the engine's and the graders' processes and leave nothing in shared memory."""
+        self._state = "closed"
+        self._grader.close()
+        self._staging.close()
+        if self._engine is not None:
+            await self._engine.close()

@@ -1,0 +1,131 @@
+"""What a run starts from: generated data where it is asked for, and a model that knows the form of an answer.
+
+Owns the cold start's cache. The supervised steps themselves are the learner's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import ray
+
+from algorithms.schema import to_record_batch
+from cluster.progress import Progress
+from conf.schema import Config
+from learner.group import LearnerGroup
+from tasks.prompts import PromptEncoder, load_tokenizer
+from tasks.quickstart import build_data, build_tiny_model
+from tasks.worked import supervised_trajectories, worked_answers
+
+LAYOUT_VERSION = 1  # part of the cache key; raise it when the same settings shall give another model
+REPORT_EVERY_STEPS = 50
+
+
+def prepare_data(config: Config, progress: Progress) -> None:
+    """Build generated data, when the configuration asks for it and it isn't there.
+
+    Args:
+        config: of the run.
+        progress: told of the phase.
+
+    Raises:
+        FileExistsError: when the folder holds something else.
+    """
+    if config.data.generate == "quickstart":
+        with progress.phase("building the quickstart data"):
+            build_data(Path(config.data.path).parent)
+
+
+async def prepare_model(config: Config, progress: Progress) -> Path:
+    """The model that training starts from.
+
+    Args:
+        config: of the run.
+        progress: told of the phase.
+
+    Returns:
+        model.path as it is; with coldstart.steps > 0, what the cold start made of it (or of a tiny new model, when
+        model.path is empty), taken from the cache when the same settings made it before.
+    """
+    if config.coldstart.steps == 0:
+        return Path(config.model.path)
+    folder = Path(config.coldstart.cache_dir).resolve() / cache_key(config)
+    if folder.exists():
+        progress.say(f"cold start found in the cache: {folder}")
+        return folder
+    with progress.phase("cold start"):
+        await _supervised_phase(config, folder, progress)
+    return folder
+
+
+def cache_key(config: Config) -> str:
+    """Everything that the cold start's model depends on, as a short hash.
+
+    Args:
+        config: of the run.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    settings = {
+        "layout_version": LAYOUT_VERSION,
+        "coldstart": {k: v for k, v in dataclasses.asdict(config.coldstart).items() if k != "cache_dir"},
+        "model": {k: str(v) for k, v in dataclasses.asdict(config.model).items()},
+        "data": {k: str(v) for k, v in dataclasses.asdict(config.data).items() if k not in ("test_path", "max_bad_fraction")},
+    }
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+async def _supervised_phase(config: Config, folder: Path, progress: Progress) -> None:
+    """Train on worked answers with one learner rank, and move the result into the cache whole."""
+    settings = config.coldstart
+    scratch = folder.with_name(f".{folder.name}-{os.getpid()}")
+    if scratch.exists():
+        shutil.rmtree(scratch)
+    scratch.mkdir(parents=True)
+    base = Path(config.model.path) if config.model.path else build_tiny_model(scratch / "base", settings.seed, prompt_suffix=config.data.prompt_suffix)
+    tokenizer = load_tokenizer(base)
+    encoder = PromptEncoder(
+        tokenizer,
+        suffix=config.data.prompt_suffix,
+        max_prompt_tokens=config.model.max_prompt_tokens,
+        min_pixels=config.model.min_pixels,
+        max_pixels=config.model.max_pixels,
+    )
+    answers = worked_answers(
+        config.data.path, config.data, examples=settings.examples, rethinking_fraction=settings.rethinking_fraction, seed=settings.seed
+    )
+    trajectories = supervised_trajectories(answers, encoder=encoder, tokenizer=tokenizer)
+    learner = LearnerGroup(_coldstart_config(config), str(base))
+    try:
+        await learner.start()
+        order = np.random.default_rng(settings.seed)
+        for step in range(settings.steps):
+            rows = order.choice(len(trajectories), size=min(settings.batch_size, len(trajectories)), replace=False)
+            batch = ray.put(to_record_batch(trajectories[row] for row in rows))
+            metrics = await learner.supervised_update([batch], step=step)
+            if (step + 1) % REPORT_EVERY_STEPS == 0:
+                progress.say(f"cold start {step + 1}/{settings.steps}  loss {metrics['loss/supervised']:.3f}")
+        await learner.export_model(str(scratch / "model"))
+    finally:
+        await learner.close()
+    os.replace(scratch / "model", folder)
+    shutil.rmtree(scratch)
+
+
+def _coldstart_config(config: Config) -> Config:
+    """The run's configuration with the cold start's optimizer and one rank."""
+    settings = config.coldstart
+    return dataclasses.replace(
+        config,
+        run=dataclasses.replace(config.run, num_steps=settings.steps),
+        learner=dataclasses.replace(
+            config.learner, num_ranks=1, zero_stage=0, learning_rate=settings.learning_rate, betas=(0.9, 0.95), min_learning_rate_ratio=0.1
+        ),
+    )

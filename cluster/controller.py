@@ -1,0 +1,150 @@
+"""The clock of a run: two loops, one that produces rollout groups and one that consumes them.
+
+    produce:  PromptLedger --requests--> RolloutFleet --groups--> ReplayActor
+    consume:  ReplayActor --shards--> LearnerGroup --weights, version + 1--> RolloutFleet
+
+Payload goes from actor to actor; the controller sees receipts, references and versions. Admission ties the loops together:
+with max_staleness 0 they alternate, with k > 0 production runs ahead by at most k versions.
+Owns step, version and the order of events. Must not do arithmetic on metrics, transport or retries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from ray.actor import ActorHandle
+
+from cluster.admission import Admission
+from cluster.bad_rows import BadRows
+from cluster.fleet import RolloutFleet
+from cluster.ledger import PromptLedger
+from cluster.waiting import answer_within
+from conf.schema import Config
+from learner.group import LearnerGroup
+
+StepHook = Callable[[int, dict[str, float]], Awaitable[None]]
+
+
+@dataclass
+class Controller:
+    """Drives the roles through the steps of a run.
+
+    Args:
+        config: of the run.
+        ledger: issues prompts.
+        fleet: rolls them out.
+        replay: keeps and draws trajectories.
+        learner: trains on them.
+        bad_rows: counts prompts that can't be used.
+        after_step: awaited after each step with the number of steps done and the step's metrics; evaluation, checkpoints and
+            reports hang here, so production goes on meanwhile.
+        step: steps done before.
+        issued: prompts that replay has accepted before.
+    """
+
+    config: Config
+    ledger: PromptLedger
+    fleet: RolloutFleet
+    replay: ActorHandle
+    learner: LearnerGroup
+    bad_rows: BadRows
+    after_step: StepHook
+    step: int = 0
+    accepted: int = 0
+    generated_tokens: int = 0
+    _handed_out: int = 0
+    _calls: set[asyncio.Task[None]] = field(default_factory=set)
+
+    @property
+    def version(self) -> int:
+        """The policy version in service: each step makes one."""
+        return self.step
+
+    async def run(self) -> None:
+        """Go on to run.num_steps.
+
+        Raises:
+            ExceptionGroup: of whatever ended a loop; the other loop is cancelled.
+        """
+        algorithm = self.config.algorithm
+        self._admission = Admission(
+            prompts_per_step=algorithm.prompts_per_step,
+            max_staleness=algorithm.max_staleness,
+            num_steps=self.config.run.num_steps,
+            version=self.version,
+            accepted=self.accepted,
+        )
+        async with asyncio.TaskGroup() as tasks:
+            producing = tasks.create_task(self._produce(tasks))
+            await self._consume()
+            producing.cancel()
+            for call in self._calls:
+                call.cancel()
+
+    async def _produce(self, tasks: asyncio.TaskGroup) -> None:
+        """Consumes prompts, produces rollout calls; waits for admission, unblocked by a new version in service."""
+        while True:
+            admitted = await self._admission.admit(self.config.rollout.prompts_per_call)
+            call = tasks.create_task(self._roll_out(admitted))
+            self._calls.add(call)
+            call.add_done_callback(self._calls.discard)
+
+    async def _roll_out(self, num_prompts: int) -> None:
+        """Consumes admitted prompts, produces groups in replay; waits for one replica."""
+        receipt = await self.fleet.rollout([self.ledger.issue() for _ in range(num_prompts)])
+        self.ledger.settle(receipt.delivered)
+        self.ledger.discard(group_id for group_id, _ in receipt.bad)
+        self._admission.finish(accepted=len(receipt.delivered), dropped=len(receipt.bad))
+        self._handed_out += num_prompts
+        self.generated_tokens += receipt.generated_tokens
+        self.bad_rows.report(receipt.bad, handed_out=self._handed_out)
+
+    async def _consume(self) -> None:
+        """Consumes prompts_per_step groups a step, produces a version; waits for replay, then the learner, then the fleet."""
+        while self.step < self.config.run.num_steps:
+            begin = time.monotonic()
+            sampled, shards = await self._sample()
+            drawn = time.monotonic()
+            trained = await self.learner.update(shards, step=self.step)
+            updated = time.monotonic()
+            paused_s = await self._publish(self.version + 1)
+            self.step += 1
+            self._admission.publish(self.version)
+            end = time.monotonic()
+            metrics = {
+                **sampled,
+                **trained,
+                "time/rollout_s": self.fleet.busy.take(),
+                "time/replay_wait_s": drawn - begin,
+                "time/update_s": updated - drawn,
+                "time/weight_sync_s": end - updated,
+                "time/weight_sync_paused_s": paused_s,
+                "time/step_s": end - begin,
+                "tokens/generated": float(self.generated_tokens),
+                "data/bad_rows": float(self.bad_rows.count),
+            }
+            await self.after_step(self.step, metrics)
+
+    async def _sample(self) -> tuple[dict[str, float], list]:
+        """The step's statistics and one reference a learner rank."""
+        algorithm, num_ranks = self.config.algorithm, self.config.learner.num_ranks
+        stats, *shards = self.replay.sample.options(num_returns=1 + num_ranks).remote(
+            num_updates=algorithm.updates_per_step,
+            batch_size=self.config.batch_size,
+            num_shards=num_ranks,
+            policy_version=self.version,
+            num_groups=algorithm.prompts_per_step,
+        )
+        waited_for = f"the replay actor to draw step {self.step + 1}"
+        return await answer_within(stats, self.config.replay.timeout_s + REPLAY_GRACE_S, waited_for), shards
+
+    async def _publish(self, version: int) -> float:
+        """Bring the learner's weights into service as a version; the pause in seconds."""
+        manifest, buckets = await self.learner.publish(version)
+        return await self.fleet.update_weights(manifest, buckets)
+
+
+REPLAY_GRACE_S = 10.0  # replay's own deadline comes first, since its error says what was there

@@ -1,0 +1,132 @@
+"""The run folder: what lies where, and how a checkpoint becomes visible whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+
+class RunFolderError(ValueError):
+    """The run folder can't be used as asked; the message names it and says what to do."""
+
+
+class RunFolder:
+    """Paths of one run.
+
+    Args:
+        path: of the folder; made by open().
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).resolve()
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.summary = self.path / "summary.json"
+        self.curves = self.path / "curves.png"
+        self.tensorboard = self.path / "tensorboard"
+        self.trajectories = self.path / "trajectories"
+        self.checkpoints = self.path / "checkpoint"
+        self.model = self.path / "model"
+        self.log = self.path / "log.txt"
+        self.state = self.path / "state.json"
+
+    def open(self, *, resume: bool, overwrite: bool) -> None:
+        """Make the folder, or refuse to touch another run's.
+
+        Args:
+            resume: go on in a folder that holds a run.
+            overwrite: remove what a former run left.
+
+        Raises:
+            RunFolderError: when the folder holds a run and neither is set, or resume finds nothing.
+        """
+        holds_a_run = self.config.exists()
+        if resume:
+            if not holds_a_run:
+                raise RunFolderError(f"run.resume=true, but {self.path} holds no run; start it with run.resume=false")
+        elif holds_a_run and not overwrite:
+            raise RunFolderError(f"{self.path} holds a run; set run.resume=true to go on, run.overwrite=true to replace it, or another run.name")
+        elif holds_a_run:
+            shutil.rmtree(self.path)
+        for folder in (self.path, self.trajectories, self.checkpoints):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+        for leftover in self.checkpoints.glob(".writing-*"):
+            shutil.rmtree(leftover)
+
+    def newest_checkpoint(self) -> Path | None:
+        """The checkpoint with the highest step.
+
+        Returns:
+            Its folder; None when there is none.
+        """
+        found = sorted(self.checkpoints.glob("step-*"))
+        return found[-1] if found else None
+
+    def begin_checkpoint(self, step: int) -> Path:
+        """Make a folder that no reader takes for a checkpoint yet.
+
+        Args:
+            step: steps done.
+
+        Returns:
+            The folder to write into.
+        """
+        folder = self.checkpoints / f".writing-{step:06d}"
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        return folder
+
+    def commit_checkpoint(self, folder: Path, *, keep_last: int) -> Path:
+        """Make a written checkpoint visible in one rename, then remove the oldest.
+
+        Args:
+            folder: from begin_checkpoint.
+            keep_last: checkpoints to keep, at least 1.
+
+        Returns:
+            Its final folder.
+        """
+        final = self.checkpoints / folder.name.replace(".writing-", "step-")
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(folder, final)
+        for old in sorted(self.checkpoints.glob("step-*"))[:-keep_last]:
+            shutil.rmtree(old)
+        return final
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop the metrics of steps that a resumed run does again.
+
+        Args:
+            step: steps that the checkpoint has done.
+        """
+        if not self.metrics.exists():
+            return
+        lines = [line for line in self.metrics.read_text().splitlines() if line and json.loads(line)["step"] <= step]
+        write_atomically(self.metrics, "".join(line + "\n" for line in lines))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file so that a reader sees the old or the new text, never a part.
+
+    Args:
+        path: to write.
+        text: whole content.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write JSON for people and programs.
+
+    Args:
+        path: to replace.
+        value: JSON-able.
+    """
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

