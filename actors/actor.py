@@ -16,13 +16,13 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from actors.engine import RolloutEngine
+from actors.engine import PromptRefusedError, RolloutEngine
 from actors.worker import EvaluatedAnswer, RolloutRequest, RolloutWorker
 from algorithms.schema import to_record_batch
 from algorithms.types import Prompt, RolloutGroup
 from conf.schema import Config
+from tasks.errors import BadPromptError
 from tasks.grading import GraderPool
-from tasks.images import BadPromptError
 from tasks.prompts import PromptEncoder, allowed_token_ids, load_tokenizer
 from weights.manifest import WeightManifest
 from weights.staging import StagingArea
@@ -61,7 +61,7 @@ class Outbox:
             group: to insert.
 
         Raises:
-            TimeoutError: when replay doesn't answer in time.
+            RuntimeError: when replay refuses it or doesn't answer in time.
         """
         accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((group, accepted))
@@ -77,11 +77,10 @@ class Outbox:
             await asyncio.wait_for(self._replay.insert.remote(rows), self._timeout_s)
         except BaseException as error:
             for _, accepted in batch:
-                accepted.set_exception(
-                    TimeoutError(f"the replay actor did not accept {len(batch)} groups within {self._timeout_s} s")
-                    if isinstance(error, TimeoutError)
-                    else RuntimeError(f"the replay actor refused {len(batch)} groups: {error}")
-                )
+                refusal = f"the replay actor did not accept {len(batch)} groups (deadline {self._timeout_s} s): {error!r}"
+                accepted.set_exception(RuntimeError(refusal))
+            if not isinstance(error, Exception):
+                raise
             return
         for _, accepted in batch:
             accepted.set_result(None)
@@ -105,11 +104,11 @@ class RolloutActor:
         self._replay = replay
         self._engine: RolloutEngine | None = None
         self._state = "starting"
+        self._version: int | None = None  # in service
 
     def __repr__(self) -> str:
         """Name the role, the replica and its weights in Ray's logs and dashboard."""
-        version = self._engine.version if self._engine is not None else "-"
-        return f"RolloutActor(replica={self._index}, version={version})"
+        return f"RolloutActor(replica={self._index}, version={self._version})"
 
     async def start(self, version: int) -> dict[str, Any]:
         """Start the engine and the graders.
@@ -128,11 +127,14 @@ class RolloutActor:
             rollout=config.rollout,
             device=config.cluster.device,
             seed=config.run.seed + self._index,
+            name=f"the engine of rollout replica {self._index}",
         )
         self._grader = GraderPool(
-            config.reward.grader_processes, timeout_s=config.reward.grader_timeout_s, memory_bytes=config.reward.grader_memory_bytes
+            processes=config.reward.grader_processes,
+            timeout_s=config.reward.grader_timeout_s,
+            memory_bytes=config.reward.grader_memory_bytes,
         )
-        self._staging = StagingArea(f"rollout-{self._index}")
+        self._staging = StagingArea()
         await self._engine.start(version=version)
         tokenizer = load_tokenizer(self._model_path)
         self._worker = RolloutWorker(
@@ -153,6 +155,7 @@ class RolloutActor:
         )
         if self._replay is not None:
             self._outbox = Outbox(self._replay, timeout_s=config.replay.timeout_s)
+        self._version = version
         self._state = "healthy"
         return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id(), "start_s": time.monotonic() - begin}
 
@@ -166,8 +169,8 @@ class RolloutActor:
             What was delivered and what could not be used.
 
         Raises:
-            EngineDeadError: of vLLM, when its process died.
-            TimeoutError: when replay doesn't accept in time.
+            EngineError: when the engine died.
+            RuntimeError: when replay doesn't accept a group.
         """
         begin = time.monotonic()
         results = await asyncio.gather(*(self._roll_and_deliver(request) for request in requests))
@@ -184,7 +187,7 @@ class RolloutActor:
         """The group's generated tokens, or the reason why its prompt is bad."""
         try:
             group = await self._worker.rollout(request)
-        except BadPromptError as error:
+        except (BadPromptError, PromptRefusedError) as error:
             return str(error)
         await self._outbox.deliver(group)
         return sum(trajectory.num_response_tokens for trajectory in group.trajectories)
@@ -205,7 +208,7 @@ class RolloutActor:
         answers: list[EvaluatedAnswer] = []
         bad: list[tuple[str, str]] = []
         for prompt, result in zip(prompts, results, strict=True):
-            if isinstance(result, BadPromptError):
+            if isinstance(result, BadPromptError | PromptRefusedError):
                 bad.append((prompt.prompt_id, str(result)))
             elif isinstance(result, BaseException):
                 raise result
@@ -231,10 +234,11 @@ class RolloutActor:
         staged = await asyncio.to_thread(self._staging.stage, parsed, payloads)
         try:
             begin = time.monotonic()
-            await self._engine.update_weights(staged, timeout_s=self._config.weights.timeout_s)
+            await self._running().update_weights(staged, parsed.version, timeout_s=self._config.weights.timeout_s)
+            self._version = parsed.version
             return time.monotonic() - begin
         finally:
-            staged.discard()
+            self._staging.discard(staged)
 
     async def score(self, prompt: Prompt, response_token_ids: list[int]) -> list[float]:
         """The engine's log-probs of a fixed response, for comparison with the learner's.
@@ -247,20 +251,23 @@ class RolloutActor:
             [R] nats, over the whole vocabulary at temperature 1.
         """
         encoded = self._worker.encode(prompt)
-        logprobs = await self._engine.score(
-            encoded.token_ids, encoded.images, [ref.sha256 for ref in encoded.refs], response_token_ids=response_token_ids
-        )
+        hashes = [ref.sha256 for ref in encoded.refs]
+        logprobs = await self._running().score(encoded.token_ids, encoded.images, hashes, response_token_ids)
         return [float(value) for value in logprobs]
+
+    def _running(self) -> RolloutEngine:
+        if self._engine is None:
+            raise RuntimeError(f"rollout replica {self._index} is {self._state}: call start first")
+        return self._engine
 
     @ray.method(concurrency_group="control")
     async def health(self) -> dict[str, Any]:
         """Answer at once, whatever the engine is doing.
 
         Returns:
-            State, version and counts of this replica.
+            State, version and process id of this replica.
         """
-        engine = self._engine
-        return {"state": self._state, "replica": self._index, "version": engine.version if engine is not None else None, "pid": os.getpid()}
+        return {"state": self._state, "replica": self._index, "version": self._version, "pid": os.getpid()}
 
     async def grade_counts(self) -> dict[str, int]:
         """How answers were decided, by reason.

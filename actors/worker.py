@@ -133,7 +133,7 @@ class RolloutWorker:
             BadPromptError: for an unreadable image, a wrong number of markers, or too many tokens.
         """
         loaded = [load_image(path) for path in prompt.image_paths]
-        token_ids = self._encoder.encode(prompt, [image.image.size for image in loaded])
+        token_ids = self._encoder.encode(prompt, [image.size for image in loaded])
         return EncodedPrompt(token_ids=token_ids, images=[i.image for i in loaded], refs=tuple(i.ref for i in loaded))
 
     async def rollout(self, request: RolloutRequest) -> RolloutGroup:
@@ -161,7 +161,7 @@ class RolloutWorker:
             allowed_token_ids=self._allowed_token_ids,
             request_id=request.group_id,
         )
-        grades = await self._grader.grade_many([(c.text, request.prompt.answer) for c in completions])
+        grades = await self._grader.grade_many([c.text for c in completions], [request.prompt.answer] * len(completions))
         strict = self._reward.extraction is Extraction.strict
         correct = [grade.strict if strict else grade.lenient for grade in grades]
         rewards = [
@@ -222,7 +222,7 @@ class RolloutWorker:
             allowed_token_ids=self._allowed_token_ids,
             request_id=f"evaluate/{prompt.prompt_id}",
         )
-        (grade,) = await self._grader.grade_many([(completion.text, prompt.answer)])
+        grade = await self._grader.grade(completion.text, prompt.answer)
         return EvaluatedAnswer(
             prompt_id=prompt.prompt_id,
             category=prompt.category,

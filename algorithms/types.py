@@ -31,7 +31,7 @@ class ImageRef:
 class Prompt:
     """One question with its gold answer.
 
-    Example: ``Prompt(prompt_id="easyvqa-17", question="<image>Is there a circle?", image_paths=("/data/images/17-0.png",), answer="yes", ...)``.
+    Example: ``Prompt(prompt_id="q17", question="<image>Is there a circle?", image_paths=("/data/images/17-0.png",), answer="yes", ...)``.
     """
 
     prompt_id: str  # unique in its data set

@@ -47,5 +47,6 @@ class BadRows:
         if handed_out >= JUDGE_AFTER and self.count > self._max_fraction * handed_out:
             examples = "; ".join(f"{row_id}: {reason}" for row_id, reason in list(self._reasons.items())[:3])
             raise TooManyBadRows(
-                f"{self.count} of {handed_out} prompts can't be used, more than data.max_bad_fraction={self._max_fraction} allows ({examples})"
+                f"{self.count} of {handed_out} prompts can't be used, more than data.max_bad_fraction={self._max_fraction} allows "
+                f"({examples})"
             )

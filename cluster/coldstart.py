@@ -5,9 +5,8 @@ Owns the cold start's cache. The supervised steps themselves are the learner's.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
-import hashlib
-import json
 import os
 import shutil
 from pathlib import Path
@@ -17,13 +16,14 @@ import ray
 
 from algorithms.schema import to_record_batch
 from cluster.progress import Progress
+from cluster.session import ray_session
+from conf.loading import config_hash
 from conf.schema import Config
 from learner.group import LearnerGroup
 from tasks.prompts import PromptEncoder, load_tokenizer
 from tasks.quickstart import build_data, build_tiny_model
 from tasks.worked import supervised_trajectories, worked_answers
 
-LAYOUT_VERSION = 1  # part of the cache key; raise it when the same settings shall give another model
 REPORT_EVERY_STEPS = 50
 
 
@@ -40,6 +40,21 @@ def prepare_data(config: Config, progress: Progress) -> None:
     if config.data.generate == "quickstart":
         with progress.phase("building the quickstart data"):
             build_data(Path(config.data.path).parent)
+
+
+def run(config: Config) -> Path:
+    """Make the model that a run starts from, as a command of its own.
+
+    Args:
+        config: checked, with coldstart.steps > 0.
+
+    Returns:
+        The model's folder.
+    """
+    progress = Progress()
+    prepare_data(config, progress)
+    with ray_session(config):
+        return asyncio.run(prepare_model(config, progress))
 
 
 async def prepare_model(config: Config, progress: Progress) -> Path:
@@ -73,13 +88,11 @@ def cache_key(config: Config) -> str:
     Returns:
         16 hexadecimal digits.
     """
-    settings = {
-        "layout_version": LAYOUT_VERSION,
-        "coldstart": {k: v for k, v in dataclasses.asdict(config.coldstart).items() if k != "cache_dir"},
-        "model": {k: str(v) for k, v in dataclasses.asdict(config.model).items()},
-        "data": {k: str(v) for k, v in dataclasses.asdict(config.data).items() if k not in ("test_path", "max_bad_fraction")},
-    }
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return config_hash(
+        dataclasses.replace(config.coldstart, cache_dir=""),
+        config.model,
+        dataclasses.replace(config.data, test_path="", max_bad_fraction=0.0),
+    )
 
 
 async def _supervised_phase(config: Config, folder: Path, progress: Progress) -> None:
@@ -89,7 +102,9 @@ async def _supervised_phase(config: Config, folder: Path, progress: Progress) ->
     if scratch.exists():
         shutil.rmtree(scratch)
     scratch.mkdir(parents=True)
-    base = Path(config.model.path) if config.model.path else build_tiny_model(scratch / "base", settings.seed, prompt_suffix=config.data.prompt_suffix)
+    base = Path(config.model.path)
+    if not config.model.path:
+        base = build_tiny_model(scratch / "base", settings.seed, prompt_suffix=config.data.prompt_suffix)
     tokenizer = load_tokenizer(base)
     encoder = PromptEncoder(
         tokenizer,
@@ -109,9 +124,9 @@ async def _supervised_phase(config: Config, folder: Path, progress: Progress) ->
         for step in range(settings.steps):
             rows = order.choice(len(trajectories), size=min(settings.batch_size, len(trajectories)), replace=False)
             batch = ray.put(to_record_batch(trajectories[row] for row in rows))
-            metrics = await learner.supervised_update([batch], step=step)
+            loss = await learner.supervised_update([batch], step=step)
             if (step + 1) % REPORT_EVERY_STEPS == 0:
-                progress.say(f"cold start {step + 1}/{settings.steps}  loss {metrics['loss/supervised']:.3f}")
+                progress.say(f"cold start {step + 1}/{settings.steps}  loss {loss:.3f}")
         await learner.export_model(str(scratch / "model"))
     finally:
         await learner.close()

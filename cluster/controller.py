@@ -22,6 +22,7 @@ from cluster.bad_rows import BadRows
 from cluster.fleet import RolloutFleet
 from cluster.ledger import PromptLedger
 from cluster.waiting import answer_within
+from conf.checks import batch_size
 from conf.schema import Config
 from learner.group import LearnerGroup
 
@@ -133,7 +134,7 @@ class Controller:
         algorithm, num_ranks = self.config.algorithm, self.config.learner.num_ranks
         stats, *shards = self.replay.sample.options(num_returns=1 + num_ranks).remote(
             num_updates=algorithm.updates_per_step,
-            batch_size=self.config.batch_size,
+            batch_size=batch_size(self.config),
             num_shards=num_ranks,
             policy_version=self.version,
             num_groups=algorithm.prompts_per_step,

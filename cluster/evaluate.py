@@ -16,13 +16,13 @@ from conf.schema import Config
 from tasks.dataset import PromptDataset
 
 
-def evaluate(config: Config, model_path: str, output: Path | None) -> int:
+def evaluate(config: Config, model_path: Path, output: Path) -> int:
     """Answer the held-out questions with a model and report the accuracies.
 
     Args:
         config: checked; its data, rollout and evaluation sections are used.
         model_path: Hugging Face folder.
-        output: JSON file to write; None: only print.
+        output: JSON file to write.
 
     Returns:
         The command's exit code, 0.
@@ -35,12 +35,13 @@ def evaluate(config: Config, model_path: str, output: Path | None) -> int:
     questions = held_out_questions(PromptDataset(config.data.test_path, config.data), config.evaluation.num_questions)
     config = dataclasses.replace(config, learner=dataclasses.replace(config.learner, num_ranks=0))
     with ray_session(config):
-        result = asyncio.run(_evaluate(config, model_path, questions, progress))
-    progress.say(f"accuracy on {result['questions']} questions: lenient {result['accuracy_lenient']:.3f}, strict {result['accuracy_strict']:.3f}")
-    for name, values in result["categories"].items():
-        progress.say(f"  {name}: lenient {values['accuracy_lenient']:.3f}, strict {values['accuracy_strict']:.3f}, {values['questions']} questions")
-    if output is not None:
-        write_json(output, result)
+        result = asyncio.run(_evaluate(config, str(model_path), questions, progress))
+    for name, values in {"all": result, **result["categories"]}.items():
+        accuracies = f"lenient {values['accuracy_lenient']:.3f}, strict {values['accuracy_strict']:.3f}"
+        progress.say(f"{name}: {accuracies}, {values['questions']} questions")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_json(output, result)
+    progress.say(f"written to {output}")
     return 0
 
 

@@ -155,14 +155,11 @@ class RolloutFleet:
         Raises:
             TimeoutError: naming the replica that did not finish.
         """
-        timeout_s = self.config.weights.timeout_s
-        paused = await asyncio.gather(
-            *(
-                answer_within(r.actor.update_weights.remote(manifest, list(buckets)), timeout_s, f"{r.name} to take version {manifest['version']}")
-                for r in self.replicas
-            )
+        timeout_s, task = self.config.weights.timeout_s, f"to take version {manifest['version']}"
+        updates = (
+            answer_within(r.actor.update_weights.remote(manifest, list(buckets)), timeout_s, f"{r.name} {task}") for r in self.replicas
         )
-        return max(paused)
+        return max(await asyncio.gather(*updates))
 
     async def evaluate(self, prompts: Sequence[Prompt], *, max_response_tokens: int) -> tuple[list[EvaluatedAnswer], list[tuple[str, str]]]:
         """Answer questions greedily on all replicas.
@@ -198,7 +195,8 @@ class RolloutFleet:
         """
         totals: dict[str, int] = {}
         for replica in self.replicas:
-            counts = await answer_within(replica.actor.grade_counts.remote(), self.config.weights.timeout_s, f"{replica.name} to count grades")
+            timeout_s = self.config.weights.timeout_s
+            counts = await answer_within(replica.actor.grade_counts.remote(), timeout_s, f"{replica.name} to count grades")
             for reason, count in counts.items():
                 totals[reason] = totals.get(reason, 0) + count
         return totals

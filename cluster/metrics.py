@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ray.util.metrics import Gauge
-from tensorboardX import SummaryWriter
+from torch.utils.tensorboard import SummaryWriter
 
 
 class MetricSinks:
@@ -22,7 +22,7 @@ class MetricSinks:
 
     def __init__(self, *, jsonl: Path, tensorboard: Path, run: str) -> None:
         self._jsonl = jsonl.open("a", buffering=1)
-        self._tensorboard = SummaryWriter(logdir=str(tensorboard))
+        self._tensorboard = SummaryWriter(log_dir=str(tensorboard))
         self._gauges: dict[str, Gauge] = {}
         self._run = run
 

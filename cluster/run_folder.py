@@ -48,7 +48,9 @@ class RunFolder:
             if not holds_a_run:
                 raise RunFolderError(f"run.resume=true, but {self.path} holds no run; start it with run.resume=false")
         elif holds_a_run and not overwrite:
-            raise RunFolderError(f"{self.path} holds a run; set run.resume=true to go on, run.overwrite=true to replace it, or another run.name")
+            raise RunFolderError(
+                f"{self.path} holds a run; set run.resume=true to go on, run.overwrite=true to replace it, or another run.name"
+            )
         elif holds_a_run:
             shutil.rmtree(self.path)
         for folder in (self.path, self.trajectories, self.checkpoints):

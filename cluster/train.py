@@ -14,6 +14,7 @@ import ray
 from cluster.bad_rows import BadRows
 from cluster.checkpoint import load_checkpoint, save_checkpoint
 from cluster.coldstart import prepare_data, prepare_model
+from cluster.compatibility import check_resumable
 from cluster.controller import Controller
 from cluster.evaluation import held_out_questions, report
 from cluster.fleet import RolloutFleet
@@ -33,6 +34,8 @@ from tasks.dataset import PromptDataset
 logger = logging.getLogger(__name__)
 
 ENGINES = ("ray", "torch", "transformers", "deepspeed", "pyarrow")
+FAILED_EXIT_CODE = 1
+INTERRUPTED_EXIT_CODE = 130
 START_TIMEOUT_S = 60.0  # of the replay actor: a process that imports Arrow
 
 
@@ -43,23 +46,48 @@ def train(config: Config) -> int:
         config: checked.
 
     Returns:
-        The command's exit code, 0.
+        The command's exit code: 0, 1 when a role failed, 130 when it was interrupted; every process has ended by then.
 
     Raises:
         ConfigError, DataError, RunFolderError: before any actor is started.
-        KeyboardInterrupt: on Ctrl-C, after every process has been ended.
     """
     progress = Progress()
     folder = RunFolder(config.run.dir)
+    if config.run.resume and folder.config.exists():
+        check_resumable(folder.config, config)
     folder.open(resume=config.run.resume, overwrite=config.run.overwrite)
     handler = logging.FileHandler(folder.log)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     write_atomically(folder.config, resolved_yaml(config))
     prepare_data(config, progress)
-    with ray_session(config):
-        asyncio.run(_Run(config, folder, progress).run())
+    try:
+        with ray_session(config):
+            asyncio.run(_Run(config, folder, progress).run())
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        progress.say(f"interrupted; run.resume=true goes on from the newest checkpoint in {folder.checkpoints}")
+        return INTERRUPTED_EXIT_CODE
+    except ExceptionGroup as failures:
+        logger.exception("the run failed")
+        progress.say(f"the run failed: {first_cause(failures)}\nThe whole story is in {folder.log}; run.resume=true goes on from the newest checkpoint.")
+        return FAILED_EXIT_CODE
     return 0
+
+
+def first_cause(error: BaseException) -> str:
+    """What went wrong first, in a line.
+
+    Args:
+        error: a group, or a Ray task's error, of which the remote cause is told.
+
+    Returns:
+        The cause's type and the first line of its message.
+    """
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    cause = getattr(error, "cause", None) or error
+    lines = str(cause).strip().splitlines() or [""]
+    return f"{type(cause).__name__}: {lines[0]}"
 
 
 class _Run:

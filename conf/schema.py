@@ -103,6 +103,7 @@ class ModelConfig:
     max_response_tokens: int = 2048
     min_pixels: int = 256 * 28 * 28
     max_pixels: int = 1280 * 28 * 28
+    max_images_per_prompt: int = 8  # prompts with more are bad rows
     freeze_vision: bool = False  # keep the vision tower as it is
     trust_remote_code: bool = False
 
@@ -111,6 +112,7 @@ class ModelConfig:
 class DataConfig:
     """The prompts and which of them are kept."""
 
+    generate: str = ""  # "quickstart": build the quickstart data at path and test_path before the run; empty: they exist
     path: str = ""  # a folder in ViRL39K's layout: one Parquet file and images/
     test_path: str = ""  # the same, for evaluation; empty: no evaluation
     categories: list[str] = field(default_factory=list)  # keep only these; empty: all
@@ -249,7 +251,8 @@ class ClusterConfig:
     device: Device = Device.cpu
     num_cpus: int | None = None  # of the local cluster; null: the machine's
     object_store_bytes: int = 536870912  # of the local cluster
-    dashboard: bool = True
+    dashboard: bool = True  # of the local cluster
+    log_to_driver: bool = False  # print what the actors print, the engines included
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,67 @@
+# Everything runs in .venv. On a machine with GPUs, resolve its packages once and install them:
+#   make lock setup LOCK=requirements-gpu.lock
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+LOCK ?= requirements-cpu.lock
+EXTRA := $(patsubst requirements-%.lock,%,$(LOCK))
+# CPU builds of torch carry a local version (+cpu) that not every package index has; this one does.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+HOOK := packaging/torchvision_ops
+STAMP := $(VENV)/.installed-$(EXTRA)
+
+# The locks were made for Python 3.11; newer ones do too. A python without venv or a shim without a python is passed over.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(shell \
+	$(name) -c "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))" 2>/dev/null && echo $(name))))
+
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help setup quickstart test check lock clean
+.DEFAULT_GOAL := help
+
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## Make the environment (.venv), once; about three minutes
+
+quickstart: setup ## Train a tiny model with the whole system on two CPU cores
+	$(BIN)/rethinker train conf/experiment/quickstart.yaml
+
+test: setup check ## Check and run the tests, unit first
+	$(BIN)/python -m pytest tests/unit tests/integration
+
+check: setup ## Lint, import floors, types
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
+
+$(STAMP): $(LOCK) pyproject.toml $(wildcard $(HOOK)/*)
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer with the venv module was found; name one: make setup PYTHON=/path/to/python3" >&2; exit 2; }
+	@echo "[1/5] environment in $(VENV), with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "[2/5] torch"
+	@torch=$$(grep '^torch==' $(LOCK)); \
+	$(PIP) install --no-deps "$$torch" || case "$$torch" in \
+		*+cpu) echo "      not on the usual package index, trying PyTorch's"; \
+			$(PIP) install --no-deps --index-url $(TORCH_INDEX) "$$torch";; \
+		*) exit 1;; esac
+	@echo "[3/5] $$(grep -c == $(LOCK)) packages of $(LOCK)"
+	@$(PIP) install --no-deps --requirement $(LOCK)
+	@echo "[4/5] rethinker itself, editable"
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@echo "[5/5] torchvision beside this torch"
+	@if $(BIN)/python -c "import torchvision, torchaudio, torchcodec" >/dev/null 2>&1; then echo "      imports as it is"; \
+	else $(PIP) install --quiet --no-deps --no-build-isolation --force-reinstall ./$(HOOK) \
+		&& $(BIN)/python -c "import torchvision, torchaudio" && echo "      imports with $(HOOK)"; fi
+	@touch $@
+	@echo "done: $(BIN)/rethinker --help"
+
+lock: ## Write the lock file anew, from the newest releases that pyproject.toml allows
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --dry-run --ignore-installed --report $(VENV)/report.json ".[$(EXTRA),dev]"
+	$(BIN)/python packaging/write_lock.py < $(VENV)/report.json > $(VENV)/lock
+	mv $(VENV)/lock $(LOCK)
+
+clean: ## Remove the environment and the tools' caches; runs/ and .cache/ stay
+	rm -rf $(VENV) .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist

@@ -1,0 +1,115 @@
+"""The form of requests to vLLM and of its answers.
+
+Owns the checks at the door: what vLLM would take without an error and answer wrongly. Must not know how an engine is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.engine.errors import EngineError, PromptRefusedError
+from algorithms.types import FinishReason, VersionSpan
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """One sampled response.
+
+    Example: two tokens under version 3: ``Completion(token_ids=[51, 2], logprobs=[-0.4, -0.1],
+    version_spans=(VersionSpan(start=0, end=2, version=3),), finish_reason="stop", text="a")``.
+    """
+
+    token_ids: NDArray[np.int32]  # [R], the end-of-sequence token included when it was sampled
+    logprobs: NDArray[np.float32]  # [R] nats, under the sampling distribution (temperature, top-p and allowed ids applied)
+    version_spans: tuple[VersionSpan, ...]  # cover [0, R) without gaps
+    finish_reason: FinishReason
+    text: str  # without special tokens
+
+
+def engine_prompt(
+    token_ids: NDArray[np.int32] | Sequence[int], images: Sequence[Image], image_hashes: Sequence[str], image_token_id: int | None
+) -> dict[str, Any]:
+    """vLLM's form of a prompt.
+
+    Args:
+        token_ids: [P], exactly one image pad per image. An expanded prompt is refused: vLLM would expand it again, without an error.
+        images: in the order of the pads.
+        image_hashes: one per image.
+        image_token_id: the image pad; None: the model knows none.
+
+    Returns:
+        A TokensPrompt.
+
+    Raises:
+        PromptRefusedError: when pads, images and hashes are not equally many, or there are no tokens.
+    """
+    ids = [int(token) for token in token_ids]
+    if not ids:
+        raise PromptRefusedError("a prompt of no tokens")
+    pads = ids.count(image_token_id) if image_token_id is not None else 0
+    if pads != len(images):
+        raise PromptRefusedError(
+            f"a prompt with {pads} image pads came with {len(images)} images; give one pad per image, the engine expands them"
+        )
+    if len(image_hashes) != len(images):
+        raise PromptRefusedError(f"{len(images)} images came with {len(image_hashes)} hashes")
+    prompt: dict[str, Any] = {"prompt_token_ids": ids}
+    if images:
+        prompt["multi_modal_data"] = {"image": list(images)}
+        prompt["multi_modal_uuids"] = {"image": list(image_hashes)}
+    return prompt
+
+
+def spread_seed(seed: int) -> int:
+    """A seed far from those of neighbouring requests.
+
+    vLLM gives sample i of a request the seed + i, so requests with the seeds 1, 2, 3... would share most of their random streams.
+
+    Args:
+        seed: any integer.
+
+    Returns:
+        From 0 to 2**62 - 1, which leaves room for + i in vLLM's signed 64 bits.
+    """
+    digest = hashlib.blake2b(str(seed).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 2
+
+
+def completion(sample: Any, tokenizer: Any, *, where: str) -> Completion:
+    """Our form of vLLM's CompletionOutput.
+
+    Args:
+        sample: finished, with flat log-probs.
+        tokenizer: decodes the text.
+        where: begins the error message.
+
+    Returns:
+        With arrays of one length and spans that cover them.
+
+    Raises:
+        EngineError: when the request was ended by something else than a stop token or the limit, or the parts don't fit together.
+    """
+    if sample.finish_reason not in ("stop", "length"):
+        raise EngineError(f"{where} was ended with {sample.finish_reason!r}")
+    token_ids = np.asarray(sample.token_ids, dtype=np.int32)
+    logprobs = np.asarray(sample.logprobs.logprobs, dtype=np.float32)
+    spans = tuple(VersionSpan(start=span.start, end=span.end, version=int(span.version)) for span in sample.weight_versions or ())
+    borders = [0, *(span.end for span in spans)]
+    if len(logprobs) != len(token_ids) or [span.start for span in spans] != borders[:-1] or borders[-1] != len(token_ids):
+        raise EngineError(f"{where} has {len(token_ids)} tokens, {len(logprobs)} log-probs and the spans {spans}")
+    return Completion(
+        token_ids=token_ids,
+        logprobs=logprobs,
+        version_spans=spans,
+        finish_reason=sample.finish_reason,
+        text=tokenizer.decode(token_ids, skip_special_tokens=True),
+    )

@@ -1,0 +1,311 @@
+"""The engine as the rollout role sees it: starting, sampling, scoring, closing.
+
+Owns the life of vLLM's processes and the form of requests and answers. Must not know Ray, rewards, replay or the learner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.engine.errors import EngineError, PromptRefusedError, refusals
+from actors.engine.processes import child_processes, end_processes, vllm_processes_since
+from actors.engine.requests import Completion, completion, engine_prompt, spread_seed
+from actors.engine.settings import engine_arguments, set_environment
+from actors.engine.updates import WeightUpdater
+from conf.schema import Device, ModelConfig, RolloutConfig
+from weights.manifest import WeightUpdateError
+from weights.staging import StagedUpdate
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_CLOSE_TIMEOUT_S = 1.0  # for the engine's processes to end by themselves; they hold nothing that is worth more patience
+_STAMP_TIMEOUT_S = 30.0  # for the first answer after the start
+_ABANDON_TIMEOUT_S = 30  # for a start that took too long to notice that its processes are ended
+
+
+class RolloutEngine:
+    """One vLLM engine; its methods may be called by many tasks of one event loop at once.
+
+    Args:
+        model_path: a Hugging Face folder with model, tokenizer and image processor.
+        model: limits, pixels and number format.
+        rollout: engine size, threads, time limits.
+        device: CPU or GPU.
+        seed: of vLLM's own random state; requests bring their own.
+        name: stands in errors.
+        worker_extension: what vLLM's workers import in addition, it must register the weight-transfer backend; None: weights.receiver's.
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        model: ModelConfig,
+        rollout: RolloutConfig,
+        device: Device,
+        seed: int,
+        name: str = "rollout engine",
+        worker_extension: str | None = None,
+    ) -> None:
+        self._model_path = model_path
+        self._rollout = rollout
+        self._device = device
+        self._name = name
+        self._arguments = engine_arguments(
+            model_path, model=model, rollout=rollout, device=device, seed=seed, worker_extension=worker_extension
+        )
+        self._engine: Any = None
+        self._updates: WeightUpdater | None = None
+        self._processes: list[Any] = []  # psutil.Process of everything that vLLM started
+        self._tokenizer: Any = None
+        self._image_token_id: int | None = None
+
+    @property
+    def version(self) -> int:
+        """The policy version of the weights in service."""
+        return self._updater().version
+
+    async def start(self, version: int = 0) -> None:
+        """Start the engine's processes and load the model.
+
+        Args:
+            version: which policy version the model folder is.
+
+        Raises:
+            EngineError: when it fails or takes longer than rollout.start_timeout_s.
+        """
+        set_environment(self._device, rollout=self._rollout, local_model=os.path.isdir(self._model_path))
+        before = child_processes()
+        built: list[Any] = []
+        starting = asyncio.ensure_future(asyncio.to_thread(_build_engine, self._arguments, built))
+        done, _ = await asyncio.wait({starting}, timeout=self._rollout.start_timeout_s)
+        self._processes = vllm_processes_since(before)
+        if not done:
+            await _abandon_start(starting, built, before)
+            raise EngineError(f"{self._name} did not start within {self._rollout.start_timeout_s:.0f} s")
+        failure = starting.exception()
+        if failure is not None:
+            await asyncio.to_thread(end_processes, self._processes, grace_s=0.0)
+            raise EngineError(f"{self._name} did not start: {failure}") from failure
+        self._engine = built.pop()
+        self._tokenizer = self._engine.get_tokenizer()
+        self._image_token_id = getattr(self._engine.model_config.hf_config, "image_token_id", None)
+        self._updates = WeightUpdater(self._engine, self._name)
+        await self._updates.stamp(version, _STAMP_TIMEOUT_S)
+
+    async def close(self) -> None:
+        """End the engine and every process that it started; safe to call twice."""
+        engine, self._engine, self._updates = self._engine, None, None
+        if engine is not None:
+            if engine.output_handler is not None and engine.get_num_unfinished_requests() == 0:
+                engine.output_handler.cancel()  # it would log the end of its processes as an error
+            await asyncio.to_thread(engine.shutdown, _CLOSE_TIMEOUT_S)
+            del engine
+            gc.collect()  # vLLM's engine sits in reference cycles and complains when it is collected at the interpreter's exit
+        await asyncio.to_thread(end_processes, self._processes, grace_s=_CLOSE_TIMEOUT_S)
+
+    async def health(self) -> None:
+        """Return when the engine can sample.
+
+        Raises:
+            EngineError: when it died, is closed, or holds weights that are not whole.
+        """
+        if self._ready().errored:
+            raise EngineError(f"{self._name} died; its own log has the cause")
+
+    async def generate(
+        self,
+        prompt_token_ids: NDArray[np.int32] | Sequence[int],
+        images: Sequence[Image],
+        image_hashes: Sequence[str],
+        *,
+        n: int = 1,
+        temperature: float,
+        top_p: float = 1.0,
+        top_k: int = -1,
+        max_tokens: int,
+        seed: int | None,
+        allowed_token_ids: Sequence[int] | None = None,
+        stop_token_ids: Sequence[int] = (),
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+    ) -> list[Completion]:
+        """Sample n responses to one prompt.
+
+        Args:
+            prompt_token_ids: [P], exactly one image pad per image; the engine expands them itself.
+            images: in the order of the image pads.
+            image_hashes: one per image; equal hashes must mean equal pixels, the engine encodes such an image once.
+            n: responses; each has a random stream of its own.
+            temperature: 0 is greedy, then n must be 1.
+            top_p: 1 is off.
+            top_k: -1 is off.
+            max_tokens: of one response.
+            seed: None: not reproducible. The same seed, prompt and weights give the same distribution of random numbers.
+            allowed_token_ids: only these are sampled; None: all, those past the tokenizer's end and image tokens included.
+            stop_token_ids: end a response besides the tokenizer's end-of-sequence token.
+            request_id: unique among running requests; None: a random one.
+            timeout_s: None: rollout.timeout_s.
+
+        Returns:
+            n completions, log-probs exact for the distribution that each token was sampled from, also across a weight update.
+
+        Raises:
+            PromptRefusedError: for a prompt that is expanded already, too long, or has no image for a pad.
+            EngineError: when the engine died or did not answer in time.
+        """
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        request_id = request_id or uuid.uuid4().hex
+        prompt = engine_prompt(prompt_token_ids, images, image_hashes, self._image_token_id)
+        with refusals(self._name, f"request {request_id}"):
+            params = SamplingParams(
+                n=n,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                max_tokens=max_tokens,
+                seed=None if seed is None else spread_seed(seed),
+                allowed_token_ids=None if allowed_token_ids is None else list(allowed_token_ids),
+                stop_token_ids=list(stop_token_ids),
+                logprobs=0,
+                flat_logprobs=True,
+                detokenize=False,  # decoded once at the end instead of token by token
+                output_kind=RequestOutputKind.FINAL_ONLY,  # anything else loses completions when n > 1
+            )
+        output = await self._run(prompt, params, request_id, timeout_s)
+        if len(output.outputs) != n:
+            raise EngineError(f"{self._name} returned {len(output.outputs)} of {n} responses to request {request_id}")
+        return [completion(sample, self._tokenizer, where=f"{self._name}, request {request_id}") for sample in output.outputs]
+
+    async def score(
+        self,
+        prompt_token_ids: NDArray[np.int32] | Sequence[int],
+        images: Sequence[Image],
+        image_hashes: Sequence[str],
+        response_token_ids: NDArray[np.int32] | Sequence[int],
+        *,
+        timeout_s: float | None = None,
+    ) -> NDArray[np.float32]:
+        """Log-probs of a given response.
+
+        vLLM scores prompts before any processing: at temperature 1 and over the **full vocabulary**, whatever generate is told. Compare
+        with log-probs of the learner without mask and at temperature 1.
+
+        Args:
+            prompt_token_ids: as for generate.
+            images: as for generate.
+            image_hashes: as for generate.
+            response_token_ids: [R], R at least 1, without image pads.
+            timeout_s: None: rollout.timeout_s.
+
+        Returns:
+            [R] float32, nats.
+
+        Raises:
+            PromptRefusedError: as for generate.
+            EngineError: as for generate.
+        """
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        response = [int(token) for token in response_token_ids]
+        if not response:
+            raise PromptRefusedError("a response of no tokens has no log-probs")
+        prompt = engine_prompt([*prompt_token_ids, *response], images, image_hashes, self._image_token_id)
+        params = SamplingParams(
+            temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+        output = await self._run(prompt, params, uuid.uuid4().hex, timeout_s)
+        positions = output.prompt_logprobs[-len(response) :]
+        return np.array([position[token].logprob for position, token in zip(positions, response, strict=True)], dtype=np.float32)
+
+    async def update_weights(self, update: StagedUpdate, version: int, *, timeout_s: float = 120.0) -> None:
+        """Put new weights in service; running requests are paused and go on with them.
+
+        Args:
+            update: verified and staged; its files may be removed when this returns.
+            version: must be the manifest's.
+            timeout_s: for all steps together.
+
+        Raises:
+            WeightUpdateError: the update was refused. The old weights stay in service unless the message says otherwise; then nothing
+                is sampled until the next whole update.
+            EngineError: the engine died or did not answer in time.
+        """
+        if update.manifest.version != version:
+            staged = update.manifest.version
+            raise WeightUpdateError(f"{self._name} was told to take version {version}, the staged update is of version {staged}")
+        await self._updater().apply(update, timeout_s)
+
+    async def init_weight_transfer(self, init_info: dict[str, Any], *, timeout_s: float) -> None:
+        """Meet the trainer's end of a broadcast (see WeightUpdater.connect)."""
+        await self._updater().connect(init_info, timeout_s)
+
+    async def start_weight_update(self, *, timeout_s: float) -> None:
+        """Begin an update that a trainer drives (see WeightUpdater.begin)."""
+        await self._updater().begin(timeout_s)
+
+    async def receive_weights(self, update_info: dict[str, Any]) -> None:
+        """Take part in the trainer's broadcast (see WeightUpdater.receive)."""
+        await self._updater().receive(update_info)
+
+    async def finish_weight_update(self, version: int) -> None:
+        """End an update that a trainer drives (see WeightUpdater.finish)."""
+        await self._updater().finish(version)
+
+    def _updater(self) -> WeightUpdater:
+        if self._engine is None or self._updates is None:
+            raise EngineError(f"{self._name} is not running")
+        return self._updates
+
+    def _ready(self) -> Any:
+        """vLLM's engine, when it may sample."""
+        updates = self._updater()
+        problem = updates.broken or updates.mixed
+        if problem is not None:
+            raise EngineError(problem)
+        return self._engine
+
+    async def _run(self, prompt: dict[str, Any], params: Any, request_id: str, timeout_s: float | None) -> Any:
+        """One request to its final output."""
+        engine = self._ready()
+        limit_s = self._rollout.timeout_s if timeout_s is None else timeout_s
+        output = None
+        try:
+            async with asyncio.timeout(limit_s):
+                with refusals(self._name, f"request {request_id}"):
+                    async for final in engine.generate(prompt, params, request_id):
+                        output = final
+        except TimeoutError as error:
+            raise EngineError(f"{self._name} did not answer request {request_id} within {limit_s:.0f} s") from error
+        if output is None:
+            raise EngineError(f"{self._name} ended request {request_id} without an answer")
+        return output
+
+
+def _build_engine(arguments: dict[str, Any], built: list[Any]) -> None:
+    """Start vLLM, which takes 10 to 30 s, and put the engine into the list: a future's result would outlive close."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    built.append(AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments)))
+
+
+async def _abandon_start(starting: asyncio.Future[None], built: list[Any], before: set[Any]) -> None:
+    """End vLLM's processes, also those that it only now starts, until its start has returned with an error."""
+    for _ in range(_ABANDON_TIMEOUT_S):
+        await asyncio.to_thread(end_processes, vllm_processes_since(before), grace_s=0.0)
+        done, _ = await asyncio.wait({starting}, timeout=1.0)
+        if done:
+            break
+    if starting.done() and starting.exception() is None:
+        await asyncio.to_thread(built.pop().shutdown, _CLOSE_TIMEOUT_S)

@@ -1,0 +1,198 @@
+"""New weights into a running vLLM engine: pause, load, stamp the version, resume, and what happens when a step fails.
+
+Owns which policy version an engine serves and whether its weights are whole. Must not know Ray or how weights travel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from actors.engine.errors import EngineError, answer_by
+from weights.manifest import WeightUpdateError
+from weights.staging import StagedUpdate
+
+_ABORT_TIMEOUT_S = 30.0  # to close an update that broke off
+
+
+class WeightUpdater:
+    """Takes updates for one engine, one at a time.
+
+    Two ways lead through the same steps: apply, when the whole update is here already, and begin / receive / finish, when a trainer
+    broadcasts (NCCL) and drives the steps itself.
+
+    Args:
+        engine: vLLM's AsyncLLM.
+        name: of the engine, for errors.
+    """
+
+    def __init__(self, engine: Any, name: str) -> None:
+        self._engine = engine
+        self._name = name
+        self._lock = asyncio.Lock()
+        self._deadline = 0.0  # of the update that a trainer drives, on the event loop's clock
+        self._watchdog: asyncio.TimerHandle | None = None
+        self.version = 0  # of the weights in service
+        self.mixed: str | None = None  # why nothing may be sampled until the next whole update
+        self.broken: str | None = None  # why the engine cannot be used any more
+
+    async def stamp(self, version: int, timeout_s: float) -> None:
+        """Declare which version the loaded weights are.
+
+        Args:
+            version: the policy version.
+            timeout_s: for vLLM's answer.
+
+        Raises:
+            EngineError: when it does not answer.
+        """
+        await self._step("set its version", self._engine.update_weight_version(str(version)), _now() + timeout_s)
+        self.version = version
+
+    async def apply(self, update: StagedUpdate, timeout_s: float) -> None:
+        """Load a staged update.
+
+        Args:
+            update: verified.
+            timeout_s: for all steps together.
+
+        Raises:
+            WeightUpdateError: it was refused; the old weights are in service unless `mixed` is set.
+            EngineError: the engine died or a step was not over in time.
+        """
+        deadline = _now() + timeout_s
+        async with self._lock:
+            # Shielded: a caller that is cancelled in mid-update must not leave the engine paused and open.
+            await asyncio.shield(asyncio.ensure_future(self._apply(update, deadline)))
+
+    async def _apply(self, update: StagedUpdate, deadline: float) -> None:
+        await self._open(deadline)
+        await self._load({"paths": list(update.paths), "manifest": update.manifest.to_dict()}, deadline)
+        await self._close(update.manifest.version, deadline)
+
+    async def connect(self, init_info: dict[str, Any], timeout_s: float) -> None:
+        """Meet the trainer's end of a broadcast.
+
+        Args:
+            init_info: of vLLM's trainer engine.
+            timeout_s: for the meeting.
+
+        Raises:
+            EngineError: when the ends did not meet.
+        """
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        request = WeightTransferInitRequest(init_info=init_info)
+        await self._step("meet the trainer", self._engine.init_weight_transfer_engine(request), _now() + timeout_s)
+
+    async def begin(self, timeout_s: float) -> None:
+        """First step of an update that a trainer drives.
+
+        Args:
+            timeout_s: for the whole update; when finish has not come by then the engine is declared broken.
+
+        Raises:
+            EngineError: when it did not pause.
+        """
+        async with asyncio.timeout(timeout_s):
+            await self._lock.acquire()
+        self._deadline = _now() + timeout_s
+        try:
+            await self._open(self._deadline)
+        except BaseException:
+            self._lock.release()
+            raise
+        self._watchdog = asyncio.get_running_loop().call_later(timeout_s, self._give_up, timeout_s)
+
+    async def receive(self, update_info: dict[str, Any]) -> None:
+        """Second step of an update that a trainer drives: take part in its broadcast.
+
+        Args:
+            update_info: of vLLM's trainer engine.
+
+        Raises:
+            WeightUpdateError: when loading failed.
+            EngineError: when the engine died or the time is over.
+        """
+        try:
+            await self._load(update_info, self._deadline)
+        except BaseException:
+            self._release()
+            raise
+
+    async def finish(self, version: int) -> None:
+        """Last step of an update that a trainer drives.
+
+        Args:
+            version: of the weights that were received.
+
+        Raises:
+            EngineError: when the engine died or the time is over.
+        """
+        try:
+            await self._close(version, self._deadline)
+        finally:
+            self._release()
+
+    async def _open(self, deadline: float) -> None:
+        """Pause, keep the running requests, forget KV and image embeddings of the old weights, open the model for loading."""
+        await self._step("pause", self._engine.pause_generation(mode="keep", clear_cache=True), deadline)
+        try:
+            await self._step("start the update", self._engine.start_weight_update(), deadline)
+        except WeightUpdateError as error:
+            await self._recover(error)
+
+    async def _load(self, update_info: dict[str, Any], deadline: float) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        try:
+            await self._step("load the weights", self._engine.update_weights(WeightTransferUpdateRequest(update_info)), deadline)
+        except WeightUpdateError as error:
+            await self._recover(error)
+
+    async def _close(self, version: int, deadline: float) -> None:
+        try:
+            await self._step("finish the update", self._engine.finish_weight_update(weight_version=str(version)), deadline)
+        except WeightUpdateError as error:
+            await self._recover(error)
+        self.version = version
+        self.mixed = None
+        await self._step("resume", self._engine.resume_generation(), deadline)
+
+    async def _recover(self, error: WeightUpdateError) -> None:
+        """Close an update that broke off. Always raises; resumes when the old weights are still whole."""
+        deadline = _now() + _ABORT_TIMEOUT_S
+        intact = all(await self._step("abandon the update", self._engine.collective_rpc("abort_weight_update"), deadline))
+        if intact and self.mixed is None:
+            await self._step("resume", self._engine.resume_generation(), deadline)
+            raise error
+        self.mixed = f"{self._name} holds layers of two versions after a failed update; it samples again after a whole one"
+        raise WeightUpdateError(f"{error}; {self.mixed}") from error
+
+    async def _step(self, what: str, call: Any, deadline: float) -> Any:
+        """One call into the engine. A missed deadline breaks it for good: nobody knows what its process is doing."""
+        if self.broken is not None:
+            call.close()
+            raise EngineError(self.broken)
+        try:
+            return await answer_by(deadline, call, name=self._name, what=what)
+        except EngineError as error:
+            self.broken = str(error)
+            raise
+        except Exception as error:  # vLLM hands failures in its processes over as plain Exceptions with their text
+            raise WeightUpdateError(f"{self._name} could not {what}: {error}") from error
+
+    def _give_up(self, timeout_s: float) -> None:
+        self.broken = f"{self._name}: the trainer did not finish its weight update within {timeout_s:.0f} s"
+        self._release()
+
+    def _release(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
+        if self._lock.locked():
+            self._lock.release()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

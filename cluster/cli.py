@@ -1,0 +1,208 @@
+"""The ``rethinker`` command.
+
+Owns words, help texts and exit codes: 0 done, 1 failed, 2 asked for something that cannot be run (one sentence on standard error, before
+any actor starts), 130 interrupted. Ray and the engines are imported by the commands that need them, so that help is instant.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster.run_folder import RunFolderError
+from conf.checks import check
+from conf.loading import ConfigError, load_config, resolved_yaml, shipped_names
+from conf.schema import Config
+from tasks.errors import DataError
+
+USAGE_EXIT_CODE = 2
+QUICKSTART_DATA_DIR = Path(".cache/quickstart/data")
+
+app = typer.Typer(
+    name="rethinker",
+    help=(
+        "Train a vision-language model with GRPO and Selective Sample Replay on a Ray cluster.\n\n"
+        "Start with 'rethinker train quickstart': it builds its own data and model and needs two CPU cores and a quarter of an hour."
+    ),
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Build the data that a run is trained on.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+ConfigArgument = Annotated[
+    str,
+    typer.Argument(metavar="CONFIG", help=f"A YAML file, or the name of a shipped one ({', '.join(shipped_names())}).", show_default=False),
+]
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Settings that win over the file's. 'rethinker config CONFIG' prints all keys with their values.",
+        show_default=False,
+    ),
+]
+
+
+def _example(*lines: str) -> str:
+    """The end of a help text; the backspace keeps the lines as they are."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn what a user can put right into one sentence and exit code 2; everything else keeps its traceback."""
+    try:
+        yield
+    except (ConfigError, DataError, RunFolderError) as error:
+        typer.echo(f"rethinker: {error}", err=True)
+        raise typer.Exit(USAGE_EXIT_CODE) from error
+
+
+def _checked(config: str, overrides: list[str] | None) -> Config:
+    """Settings that passed every check that needs no cluster."""
+    loaded = load_config(config, overrides or [])
+    check(loaded)
+    return loaded
+
+
+def _print_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    try:
+        version = importlib.metadata.version("rethinker")
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree, as a Ray job is
+        version = "(not installed)"
+    typer.echo(f"rethinker {version}")
+    raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
+
+@app.command(
+    epilog=_example(
+        "rethinker train quickstart",
+        "rethinker train my.yaml run.name=second run.seed=2 replay.mode=fresh",
+        "rethinker train my.yaml run.name=second run.resume=true",
+    )
+)
+def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
+    """Train, from cold start to the final evaluation.
+
+    Results go into the run folder (run.dir): config.yaml, metrics.jsonl, summary.json, curves.png, TensorBoard events, trajectories/,
+    checkpoint/ and model/. Ctrl-C stops the run; run.resume=true goes on from the newest checkpoint.
+    """
+    with _refusals():
+        settings = _checked(config, overrides)
+        from cluster.train import train as run_training
+
+        raise typer.Exit(run_training(settings))
+
+
+@app.command(
+    epilog=_example(
+        "rethinker evaluate quickstart",
+        "rethinker evaluate my.yaml evaluation.num_questions=0 --model models/other --output other.json",
+    )
+)
+def evaluate(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A Hugging Face model folder; without it, the run's trained model.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Where the results go; without it, evaluation.json in the run folder.", show_default=False)
+    ] = None,
+) -> None:
+    """Measure a model on the held-out questions.
+
+    Answers to the questions of data.test_path are sampled greedily and graded; accuracy is told by category.
+    """
+    with _refusals():
+        settings = _checked(config, overrides)
+        if not settings.data.test_path:
+            raise ConfigError("data.test_path = '' names no held-out questions to evaluate on.")
+        run_dir = Path(settings.run.dir)
+        model_path = model or run_dir / "model"
+        if not (model_path / "config.json").is_file():
+            origin = "--model" if model else f"run.dir = '{run_dir}' holds no trained model:"
+            raise ConfigError(f"{origin} '{model_path}' is no Hugging Face model folder, there is no config.json in it.")
+        from cluster.evaluate import evaluate as run_evaluation
+
+        raise typer.Exit(run_evaluation(settings, model_path, output or run_dir / "evaluation.json"))
+
+
+@app.command(epilog=_example("rethinker coldstart quickstart", "rethinker coldstart quickstart coldstart.steps=600"))
+def coldstart(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
+    """Make the model that training starts from, and print its folder.
+
+    A tiny model is made from a configuration and taught the form of an answer by a short supervised phase. It is kept under
+    coldstart.cache_dir, keyed by its settings, and 'train' makes it by itself where it is missing.
+    """
+    with _refusals():
+        settings = _checked(config, overrides)
+        if settings.coldstart.steps == 0:
+            raise ConfigError(f"coldstart.steps = 0 asks for no cold start, model.path = {settings.model.path!r} is trained as it is.")
+        from cluster.coldstart import run
+
+        typer.echo(run(settings))
+
+
+@app.command("config", epilog=_example("rethinker config default", "rethinker config quickstart replay.mode=fresh --check"))
+def print_config(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    complete: Annotated[bool, typer.Option("--check", help="Also refuse what 'train' would refuse.")] = False,
+) -> None:
+    """Print every setting of a run with its value, as YAML."""
+    with _refusals():
+        settings = load_config(config, overrides or [])
+        typer.echo(resolved_yaml(settings), nl=False)
+        if complete:
+            check(settings)
+
+
+@data_app.callback()
+def _data() -> None:
+    """Hold the data commands."""
+
+
+@data_app.command("build", epilog=_example("rethinker data build quickstart", "rethinker data build quickstart --folder /data/quickstart"))
+def build_data(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to build: quickstart.", show_default=False)],
+    folder: Annotated[Path, typer.Option(help="Gets the sub-folders train and test.")] = QUICKSTART_DATA_DIR,
+    seed: Annotated[int, typer.Option(help="Of the choice of questions and of their order.")] = 1,
+) -> None:
+    """Write data from what installed packages ship, without a network.
+
+    'quickstart' is easy-VQA's questions about images, arithmetic over handwritten digits, and arithmetic in words, in ViRL39K's layout
+    (one Parquet file and images/). 'rethinker train quickstart' does this by itself.
+    """
+    with _refusals():
+        if name != "quickstart":
+            raise ConfigError(f"There is no data set '{name}' to build, expected quickstart.")
+        from tasks.quickstart.data import build_data as build
+
+        try:
+            built = build(folder, seed=seed)
+        except FileExistsError as error:
+            raise ConfigError(f"--folder '{folder}': {error}") from error
+        typer.echo(f"{built.train}\n{built.test}")
+
+
+def main() -> None:
+    """Run the command and exit with its code."""
+    app()

@@ -1,0 +1,42 @@
+"""Which settings a resumed run may change. Compares plain values; no Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from conf.loading import ConfigError, resolved_yaml
+from conf.schema import Config
+
+# Where things run, how long they may take and what is reported; everything else would make the resumed run another one.
+CHANGEABLE_SECTIONS = ("cluster", "rollout", "evaluation", "checkpoint", "weights")
+CHANGEABLE_KEYS = ("run.name", "run.dir", "run.num_steps", "run.resume", "run.overwrite", "data.test_path", "data.max_bad_fraction")
+
+
+def check_resumable(stored: Path, config: Config) -> None:
+    """Refuse to resume a run under settings that would make it another one.
+
+    Args:
+        stored: the run folder's config.yaml.
+        config: that was asked for.
+
+    Raises:
+        ConfigError: naming the first key that differs, and both values.
+    """
+    before = _flat(OmegaConf.to_container(OmegaConf.load(stored)))
+    now = _flat(OmegaConf.to_container(OmegaConf.create(resolved_yaml(config))))
+    for key in sorted(before.keys() | now.keys()):
+        changeable = key.split(".")[0] in CHANGEABLE_SECTIONS or key in CHANGEABLE_KEYS or key.endswith("timeout_s")
+        if not changeable and before.get(key) != now.get(key):
+            raise ConfigError(
+                f"run.resume=true, but {key} is {now.get(key)!r} and the run in {stored.parent} has {before.get(key)!r}; "
+                f"set it back, or start another run"
+            )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {k: v for name, child in value.items() for k, v in _flat(child, f"{prefix}.{name}" if prefix else str(name)).items()}

@@ -1,0 +1,1 @@
+"""The learner role: policy model, DeepSpeed engine, update step, rank group and its Ray shell."""

@@ -1,0 +1,117 @@
+"""The Ray shell of one learner rank.
+
+Owns the rank's life in Ray and the way of its weights into the object store. Must not know the rollout actors or replay: shards
+arrive as tables, weights leave as references.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from numpy.typing import NDArray
+
+from conf.schema import Config
+from learner.deepspeed_engine import RankAddress
+from learner.worker import LearnerWorker
+from weights.buckets import manifest_of
+
+
+@ray.remote(concurrency_groups={"control": 2})
+class LearnerRank:
+    """One rank of the learner group; methods are those of LearnerWorker.
+
+    Args:
+        config: of the run.
+        model_path: Hugging Face folder that the policy starts from.
+        rank: from 0.
+    """
+
+    def __init__(self, config: Config, model_path: str, rank: int) -> None:
+        self._config = config
+        self._model_path = model_path
+        self._rank = rank
+        self._worker: LearnerWorker | None = None
+        self._state = "waiting for its group"
+
+    def __repr__(self) -> str:
+        """Name the role and the rank in Ray's logs and dashboard."""
+        return f"LearnerRank(rank={self._rank}/{self._config.learner.num_ranks})"
+
+    @ray.method(concurrency_group="control")
+    def meeting_point(self) -> tuple[str, int]:
+        """Pick where the group meets, when this is rank 0.
+
+        Returns:
+            This node's address and a port that is free right now.
+        """
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def start(self, master_address: str, master_port: int) -> None:
+        """Load the policy and meet the other ranks."""
+        self._state = "starting"
+        address = RankAddress(
+            rank=self._rank, world_size=self._config.learner.num_ranks, master_address=master_address, master_port=master_port
+        )
+        self._worker = LearnerWorker(self._config, self._model_path, address)
+        self._state = "ready"
+
+    def update(self, shard: pa.Table, step: int) -> dict[str, float]:
+        """Take one training step's optimizer updates; see LearnerWorker.update."""
+        return self._ready().update(shard, step=step)
+
+    def supervised_update(self, shard: pa.Table, step: int) -> float:
+        """Take one step towards given responses; see LearnerWorker.supervised_update."""
+        return self._ready().supervised_update(shard, step=step)
+
+    def score(self, trajectories: pa.Table, temperature: float | None, mask_banned: bool) -> list[NDArray[np.float32]]:
+        """Log-probs of given responses, of TRAJECTORY_SCHEMA; see LearnerWorker.score."""
+        return self._ready().score_table(trajectories, temperature=temperature, mask_banned=mask_banned)
+
+    def publish(self, version: int, bucket_bytes: int) -> tuple[dict[str, Any], list[ray.ObjectRef]] | None:
+        """Put the weights into the object store.
+
+        Args:
+            version: policy version that they are.
+            bucket_bytes: bound on a bucket.
+
+        Returns:
+            On rank 0 the manifest as a dictionary and a reference to each payload; None elsewhere.
+        """
+        manifests, references = [], []
+        for manifest, payload in self._ready().publish(version, bucket_bytes=bucket_bytes):
+            manifests.append(manifest)
+            references.append(ray.put(payload))
+        return (manifest_of(version, manifests).to_dict(), references) if self._rank == 0 else None
+
+    def save_checkpoint(self, folder: str) -> None:
+        """Write weights and optimizer state; see LearnerWorker.save_checkpoint."""
+        self._ready().save_checkpoint(folder)
+
+    def load_checkpoint(self, folder: str) -> None:
+        """Go on from a checkpoint; see LearnerWorker.load_checkpoint."""
+        self._ready().load_checkpoint(folder)
+
+    def export_model(self, folder: str) -> None:
+        """Write a Hugging Face folder; see LearnerWorker.export_model."""
+        self._ready().export_model(folder)
+
+    @ray.method(concurrency_group="control")
+    def health(self) -> dict[str, Any]:
+        """Answer at once, whatever the rank is doing.
+
+        Returns:
+            Rank, state, process id and node.
+        """
+        return {"rank": self._rank, "state": self._state, "pid": os.getpid(), "node": ray.get_runtime_context().get_node_id()}
+
+    def _ready(self) -> LearnerWorker:
+        if self._worker is None:
+            raise RuntimeError(f"learner rank {self._rank} is {self._state}: call start first")
+        return self._worker

@@ -1,0 +1,228 @@
+"""The learner group as the controller sees it: D ranks that act as one.
+
+Owns placement, the meeting of the ranks, deadlines and the naming of who failed. Must not know what a rank computes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from numpy.typing import NDArray
+from ray.actor import ActorHandle
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from conf.schema import Config, Device
+from learner.actor import LearnerRank
+
+
+class LearnerGroupError(RuntimeError):
+    """A rank failed or did not answer in time; the message names it. The group has been ended: its ranks wait for each other."""
+
+
+class LearnerGroup:
+    """D learner ranks in one placement group.
+
+    The ranks' collectives need each other, so one rank's failure ends the group; a new one goes on from a checkpoint.
+
+    Args:
+        config: of the run.
+        model_path: Hugging Face folder that the policy starts from, readable by every rank.
+    """
+
+    def __init__(self, config: Config, model_path: str) -> None:
+        self._config = config
+        self._model_path = model_path
+        self._placement: PlacementGroup | None = None
+        self._ranks: list[ActorHandle] = []
+
+    async def start(self) -> None:
+        """Place the ranks and bring them together.
+
+        Raises:
+            LearnerGroupError: when the cluster has no room for them, a rank fails, or one isn't there within learner.start_timeout_s.
+        """
+        settings = self._config.learner
+        await self._place()
+        ((address, port),) = await self._call("pick a port", "meeting_point", [()], settings.start_timeout_s)
+        arguments = [(address, port)] * settings.num_ranks
+        await self._call("load the policy and meet the other ranks", "start", arguments, settings.start_timeout_s)
+
+    async def update(self, shards: Sequence[Any], *, step: int) -> dict[str, float]:
+        """Take one training step's optimizer updates.
+
+        Args:
+            shards: one a rank: tables of SAMPLE_SCHEMA, or references to them.
+            step: training step, from 0.
+
+        Returns:
+            Step metrics over all ranks.
+
+        Raises:
+            LearnerGroupError: naming the rank that failed or was waited for.
+        """
+        return (await self._on_shards(f"take step {step}", "update", shards, step))[0]
+
+    async def supervised_update(self, shards: Sequence[Any], *, step: int) -> float:
+        """Take one optimizer step towards given responses.
+
+        Args:
+            shards: one a rank: tables of TRAJECTORY_SCHEMA, or references to them.
+            step: optimizer step, from 0.
+
+        Returns:
+            Mean negative log-likelihood before the step, nats a token.
+
+        Raises:
+            LearnerGroupError: naming the rank that failed or was waited for.
+        """
+        return (await self._on_shards(f"take supervised step {step}", "supervised_update", shards, step))[0]
+
+    async def score(
+        self, trajectories: pa.Table, *, temperature: float | None = None, mask_banned: bool = True
+    ) -> list[NDArray[np.float32]]:
+        """Compute the policy's log-probs of given responses, on every rank alike.
+
+        Args:
+            trajectories: of TRAJECTORY_SCHEMA.
+            temperature: another one than the sampling distribution's; None: that one.
+            mask_banned: False: under the distribution over the whole vocabulary.
+
+        Returns:
+            [R] each, nats.
+
+        Raises:
+            LearnerGroupError: naming the rank that failed or was waited for.
+        """
+        table = ray.put(trajectories)
+        return (await self._on_all(f"score {trajectories.num_rows} trajectories", "score", table, temperature, mask_banned))[0]
+
+    async def publish(self, version: int) -> tuple[dict[str, Any], list[ray.ObjectRef]]:
+        """Put the weights into the object store.
+
+        Args:
+            version: policy version that they are.
+
+        Returns:
+            The manifest as a dictionary and a reference to each payload.
+
+        Raises:
+            LearnerGroupError: naming the rank that failed or was waited for.
+        """
+        return (await self._on_all(f"publish version {version}", "publish", version, self._config.weights.bucket_bytes))[0]
+
+    async def save_checkpoint(self, folder: str) -> None:
+        """Write weights and optimizer state into a folder that all ranks share.
+
+        Raises:
+            LearnerGroupError: naming the rank that failed or was waited for.
+        """
+        await self._on_all(f"write a checkpoint to {folder}", "save_checkpoint", folder)
+
+    async def load_checkpoint(self, folder: str) -> None:
+        """Go on from a checkpoint of an equal group.
+
+        Raises:
+            LearnerGroupError: naming the rank that failed or was waited for.
+        """
+        await self._on_all(f"read the checkpoint in {folder}", "load_checkpoint", folder)
+
+    async def export_model(self, folder: str) -> None:
+        """Write the policy as a Hugging Face folder.
+
+        Raises:
+            LearnerGroupError: naming the rank that failed or was waited for.
+        """
+        await self._on_all(f"write the model to {folder}", "export_model", folder)
+
+    async def health(self) -> list[dict[str, Any]]:
+        """What each rank is doing, answered at once.
+
+        Raises:
+            LearnerGroupError: naming the rank that is dead or doesn't answer.
+        """
+        return await self._on_all("say how it is", "health")
+
+    async def close(self) -> None:
+        """End the ranks and give their resources back; closing twice is fine."""
+        for rank in self._ranks:
+            ray.kill(rank)
+        self._ranks = []
+        if self._placement is not None:
+            remove_placement_group(self._placement)
+            self._placement = None
+
+    async def _place(self) -> None:
+        """Reserve every rank's resources at once, so that a group is never half there."""
+        settings = self._config.learner
+        bundle = {"CPU": settings.cpus_per_rank}
+        if self._config.cluster.device is Device.gpu:
+            bundle["GPU"] = 1.0
+        self._placement = placement_group([bundle] * settings.num_ranks, strategy="PACK")
+        try:
+            await asyncio.wait_for(_awaited(self._placement.ready()), settings.start_timeout_s)
+        except TimeoutError:
+            await self.close()
+            raise LearnerGroupError(
+                f"no room for {settings.num_ranks} learner ranks of {bundle} within {settings.start_timeout_s:g} s; "
+                f"the cluster has {ray.cluster_resources()}, free are {ray.available_resources()}"
+            ) from None
+        # A spinning OpenMP thread takes the core from the engines beside it.
+        environment = {"OMP_NUM_THREADS": str(settings.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        self._ranks = [
+            LearnerRank.options(
+                num_cpus=bundle["CPU"],
+                num_gpus=bundle.get("GPU", 0),
+                runtime_env={"env_vars": environment},
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=rank),
+            ).remote(self._config, self._model_path, rank)
+            for rank in range(settings.num_ranks)
+        ]
+
+    async def _on_all(self, task: str, method: str, *arguments: Any) -> list[Any]:
+        return await self._call(task, method, [arguments] * len(self._ranks))
+
+    async def _on_shards(self, task: str, method: str, shards: Sequence[Any], step: int) -> list[Any]:
+        if len(shards) != len(self._ranks):
+            raise ValueError(f"the learner group can't {task}: {len(shards)} shards for {len(self._ranks)} ranks")
+        return await self._call(task, method, [(shard, step) for shard in shards])
+
+    async def _call(self, task: str, method: str, arguments: Sequence[tuple], timeout_s: float | None = None) -> list[Any]:
+        """Call a method on the first ranks, one tuple of arguments each; all answers, or the end of the group.
+
+        The first failure counts: the other ranks would wait for the failed one until their own time-out.
+        """
+        if not self._ranks:
+            raise LearnerGroupError(f"the learner group can't {task}: it isn't running")
+        deadline_s = self._config.learner.timeout_s if timeout_s is None else timeout_s
+        calls = [
+            asyncio.ensure_future(_awaited(getattr(rank, method).remote(*args)))
+            for rank, args in zip(self._ranks, arguments, strict=False)
+        ]
+        try:
+            done, pending = await asyncio.wait(calls, timeout=deadline_s, return_when=asyncio.FIRST_EXCEPTION)
+            failed = [call for call in done if call.exception() is not None]
+            if failed:
+                error = failed[0].exception()
+                # Ray's own message is a whole remote traceback, which stays reachable as the cause.
+                reason = getattr(error, "cause", None) or error
+                raise LearnerGroupError(f"learner rank {calls.index(failed[0])} failed to {task}: {reason!r}") from error
+            if pending:
+                late = ", ".join(str(index) for index, call in enumerate(calls) if call in pending)
+                raise LearnerGroupError(f"waited {deadline_s:g} s for learner rank {late} to {task}")
+            return [call.result() for call in calls]
+        except LearnerGroupError:
+            await self.close()
+            raise
+        finally:
+            for call in calls:
+                call.cancel()
+
+
+async def _awaited(reference: Any) -> Any:
+    return await reference

@@ -1,0 +1,258 @@
+"""The update step: sampled trajectories in, one or more optimizer steps done, metrics out.
+
+Owns the order of the algorithm: plan micro-batches, recompute the proximal policy, accumulate the loss's gradient, step. Must not
+know how the engine reduces gradients, where trajectories come from, or Ray.
+
+Every method is a collective: all ranks call it together, each with its own shard, and get the same metrics.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+from algorithms.batching import split_microbatches
+from algorithms.losses import clipped_surrogate, loss_coefficients, sequence_weights
+from algorithms.ratios import RatioSums, ratio_statistics
+from algorithms.types import SampledTrajectory, Trajectory
+from conf.schema import AlgorithmConfig, LearnerConfig, ProximalKind
+from learner.collate import Collator, LossTerms, MicroBatch
+from learner.deepspeed_engine import StepResult, TrainingEngine
+from learner.packing import SHARED_ROW_TOKENS, Row, pack_rows
+from learner.schedule import learning_rate
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpdatePlan:
+    """One optimizer update of one rank, cut into micro-batches."""
+
+    trajectories: list[Trajectory]  # [S]
+    terms: LossTerms  # of the S samples
+    microbatches: list[list[Row]]  # equally many on every rank; the last ones may be empty
+    total_tokens: int  # trained tokens of all ranks
+    total_sequences: int  # samples of all ranks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpdateResult:
+    """What one optimizer update did, its sums still those of this rank alone."""
+
+    step: StepResult | None  # None: there was nothing to train on
+    loss: float
+    ratios: RatioSums
+    tokens: int  # trained, of all ranks
+
+
+class PolicyUpdate:
+    """Runs the algorithm's update on one rank.
+
+    Args:
+        engine: that trains the policy.
+        collator: makes micro-batches.
+        algorithm: what is computed.
+        learner: learning rate and micro-batch size.
+        importance_exponent: beta of the ``corrected`` loss weight.
+        max_response_tokens: the constant of ``dr_grpo``.
+        num_steps: training steps of the whole run, for the learning rate.
+    """
+
+    def __init__(
+        self,
+        engine: TrainingEngine,
+        collator: Collator,
+        *,
+        algorithm: AlgorithmConfig,
+        learner: LearnerConfig,
+        importance_exponent: float,
+        max_response_tokens: int,
+        num_steps: int,
+    ):
+        self._engine = engine
+        self._collator = collator
+        self._algorithm = algorithm
+        self._learner = learner
+        self._importance_exponent = importance_exponent
+        self._max_response_tokens = max_response_tokens
+        self._num_steps = num_steps
+
+    def update(self, samples: Sequence[SampledTrajectory], *, step: int) -> dict[str, float]:
+        """Take the training step's optimizer updates on the clipped surrogate.
+
+        Args:
+            samples: this rank's, each naming its update; none is allowed.
+            step: training step, from 0.
+
+        Returns:
+            Step metrics over all ranks. What has no value, because every update was skipped, has no key.
+        """
+        started = time.perf_counter()
+        updates = range(self._algorithm.updates_per_step)
+        plans = [self._plan([sample for sample in samples if sample.update == update]) for update in updates]
+        proximal = self._proximal_logprobs(plans)
+        results = []
+        for plan, logprobs in zip(plans, proximal, strict=True):
+            rate = self._learning_rate(step * len(plans) + len(results))
+            results.append(self._optimize(plan, logprobs, rate))
+        return self._metrics(results) | {"learning_rate": rate, "time/update_s": time.perf_counter() - started}
+
+    def supervised(self, trajectories: Sequence[Trajectory], *, step: int) -> float:
+        """Take one optimizer step on the mean negative log-likelihood of the responses' loss_mask tokens.
+
+        Args:
+            trajectories: this rank's; none is allowed.
+            step: optimizer step, from 0.
+
+        Returns:
+            The loss over all ranks, nats a token; NaN when there was no token.
+        """
+        total_tokens, total_sequences = self._totals(trajectories)
+        if total_tokens == 0:
+            return float("nan")
+        weights = [1.0 / total_tokens] * len(trajectories)
+        plan = UpdatePlan(
+            trajectories=list(trajectories),
+            terms=LossTerms(coefficients=[0.0] * len(trajectories), weights=weights),
+            microbatches=self._microbatches(trajectories),
+            total_tokens=total_tokens,
+            total_sequences=total_sequences,
+        )
+        loss = self._accumulate(plan, lambda _, batch, logprobs: -(batch.weights * logprobs).sum())
+        self._engine.step(self._learning_rate(step))
+        return self._engine.sum_over_ranks([loss])[0]
+
+    @torch.no_grad()
+    def score(self, trajectories: Sequence[Trajectory], **distribution) -> list[np.ndarray]:
+        """Compute the policy's log-probs of given responses.
+
+        Args:
+            trajectories: this rank's; none is allowed.
+            distribution: temperature and mask_banned as in PolicyModel.forward.
+
+        Returns:
+            [R] float32 each, nats, also of tokens that the model didn't sample.
+        """
+        owners, logprobs = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+        for rows in self._microbatches(trajectories):
+            batch = self._collator.collate(trajectories, rows, masked=True)
+            owners.append(batch.samples.numpy())
+            logprobs.append(self._engine.forward(batch.to(self._engine.device), **distribution).cpu().numpy())
+        # Each sample's tokens lie together and in order, so a stable sort by sample puts everything in its place.
+        flat = np.concatenate(logprobs)[np.argsort(np.concatenate(owners), kind="stable")]
+        lengths = [trajectory.num_response_tokens for trajectory in trajectories]
+        return np.split(flat, np.cumsum(lengths)[:-1]) if lengths else []
+
+    def _optimize(self, plan: UpdatePlan, proximal: list[torch.Tensor] | None, rate: float) -> UpdateResult:
+        """One optimizer update: the gradient of every micro-batch, then a step."""
+        if plan.total_tokens == 0:
+            return UpdateResult(step=None, loss=0.0, ratios=RatioSums(), tokens=0)
+        ratios = RatioSums()
+        clip = {"clip_low": self._algorithm.clip_low, "clip_high": self._algorithm.clip_high}
+
+        def surrogate(index: int, batch: MicroBatch, policy_logprobs: torch.Tensor) -> torch.Tensor:
+            nonlocal ratios
+            if self._algorithm.proximal == ProximalKind.behavior:
+                proximal_logprobs = batch.behavior_logprobs
+            else:
+                proximal_logprobs = policy_logprobs.detach() if proximal is None else proximal[index]
+            policies = (policy_logprobs, proximal_logprobs, batch.behavior_logprobs)
+            ratios += ratio_statistics(*policies, **clip)
+            losses = clipped_surrogate(*policies, batch.coefficients, **clip, behavior_ratio_cap=self._algorithm.behavior_ratio_cap)
+            return (batch.weights * losses).sum()
+
+        loss = self._accumulate(plan, surrogate)
+        return UpdateResult(step=self._engine.step(rate), loss=loss, ratios=ratios, tokens=plan.total_tokens)
+
+    def _accumulate(self, plan: UpdatePlan, loss_of: Callable[[int, MicroBatch, torch.Tensor], torch.Tensor]) -> float:
+        """Add up the gradients of the plan's micro-batches; the sum of their losses, of this rank."""
+        total = 0.0
+        for index, rows in enumerate(plan.microbatches):
+            batch = self._collator.collate(plan.trajectories, rows, plan.terms).to(self._engine.device)
+            loss = loss_of(index, batch, self._engine.forward(batch))
+            self._engine.backward(loss, last=index == len(plan.microbatches) - 1)
+            total += float(loss.detach())
+        return total
+
+    @torch.no_grad()
+    def _proximal_logprobs(self, plans: list[UpdatePlan]) -> list[list[torch.Tensor] | None]:
+        """The log-probs of every micro-batch under the weights that the batch met.
+
+        None where no forward pass is needed: with a single update the policy *is* the proximal policy while its gradient
+        is computed, and with the behaviour policy as proximal the engine's log-probs serve.
+        """
+        if len(plans) == 1 or self._algorithm.proximal == ProximalKind.behavior:
+            return [None] * len(plans)
+        return [
+            [self._engine.forward(self._collator.collate(plan.trajectories, rows).to(self._engine.device)) for rows in plan.microbatches]
+            for plan in plans
+        ]
+
+    def _plan(self, samples: list[SampledTrajectory]) -> UpdatePlan:
+        """Cut one update's samples into micro-batches and work out what each sample weighs in the global batch."""
+        trajectories = [sample.trajectory for sample in samples]
+        total_tokens, total_sequences = self._totals(trajectories)
+        coefficients = loss_coefficients(
+            torch.tensor([trajectory.advantage for trajectory in trajectories]),
+            torch.tensor([sample.probability for sample in samples], dtype=torch.float64),
+            torch.tensor([sample.table_size for sample in samples]),
+            weight=self._algorithm.loss_weight.value,
+            importance_exponent=self._importance_exponent,
+        )
+        weights = sequence_weights(
+            torch.tensor([int(trajectory.loss_mask.sum()) for trajectory in trajectories]),
+            aggregation=self._algorithm.loss_aggregation.value,
+            total_tokens=total_tokens,
+            total_sequences=total_sequences,
+            max_response_tokens=self._max_response_tokens,
+        )
+        return UpdatePlan(
+            trajectories=trajectories,
+            terms=LossTerms(coefficients=coefficients.tolist(), weights=weights.tolist()),
+            microbatches=self._microbatches(trajectories),
+            total_tokens=total_tokens,
+            total_sequences=total_sequences,
+        )
+
+    def _totals(self, trajectories: Sequence[Trajectory]) -> tuple[int, int]:
+        """Trained tokens and trajectories of all ranks: one normaliser, however the batch is cut."""
+        tokens = sum(int(trajectory.loss_mask.sum()) for trajectory in trajectories)
+        total_tokens, total_sequences = self._engine.sum_over_ranks([tokens, len(trajectories)])
+        return int(total_tokens), int(total_sequences)
+
+    def _microbatches(self, trajectories: Sequence[Trajectory]) -> list[list[Row]]:
+        """Rows by token count, in as many micro-batches on every rank: ZeRO's collectives need equal counts."""
+        prompt_lengths = [self._collator.prompt_length(trajectory) for trajectory in trajectories]
+        rows = pack_rows(trajectories, prompt_lengths, max_row_tokens=min(SHARED_ROW_TOKENS, self._learner.microbatch_tokens))
+        cut = split_microbatches([row.num_tokens for row in rows], max_tokens=self._learner.microbatch_tokens)
+        count = self._engine.max_over_ranks(len(cut))
+        return [[rows[index] for index in indices] for indices in cut] + [[] for _ in range(count - len(cut))]
+
+    def _learning_rate(self, optimizer_step: int) -> float:
+        return learning_rate(
+            optimizer_step,
+            peak=self._learner.learning_rate,
+            num_steps=self._num_steps * self._algorithm.updates_per_step,
+            warmup_fraction=self._learner.warmup_fraction,
+            min_ratio=self._learner.min_learning_rate_ratio,
+        )
+
+    def _metrics(self, results: list[UpdateResult]) -> dict[str, float]:
+        """Add the sums of all ranks, once a step, and turn them into the step metrics."""
+        own = sum((result.ratios for result in results), RatioSums())
+        names = [field.name for field in fields(RatioSums)]
+        loss, *sums = self._engine.sum_over_ranks([sum(r.loss for r in results), *(getattr(own, name) for name in names)])
+        taken = [result for result in results if result.step is not None]
+        applied = [result for result in taken if result.step.applied]
+        metrics = RatioSums(**dict(zip(names, sums, strict=True))).metrics()
+        if taken:
+            metrics["loss/policy"] = loss / len(taken)
+        if applied:
+            metrics["grad_norm"] = sum(result.step.grad_norm for result in applied) / len(applied)
+        return metrics | {
+            "tokens/trained": float(sum(result.tokens for result in applied)),
+            "update/skipped": float(len(taken) - len(applied)),
+            "update/empty": float(len(results) - len(taken)),
+        }

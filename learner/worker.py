@@ -1,0 +1,199 @@
+"""One learner rank as a plain object: a policy under DeepSpeed that updates, scores, publishes and saves.
+
+Owns how the rank is put together from the run's settings. Must not know Ray, the rollout engines or replay.
+
+Except where said otherwise a method is a collective: all ranks of the group call it together.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from algorithms.schema import from_arrow, sampled_from_arrow
+from algorithms.types import Trajectory
+from conf.schema import Config
+from learner.collate import Collator, TokenIds
+from learner.deepspeed_engine import TORCH_DTYPES, RankAddress, TrainingEngine
+from learner.images import ImageCache
+from learner.policy import PolicyModel
+from learner.update import PolicyUpdate
+from tasks.prompts import allowed_token_ids, load_tokenizer
+from weights.buckets import pack
+from weights.manifest import BucketManifest
+from weights.source import DeepSpeedWeightSource
+
+IMAGE_CACHE_BYTES = 512 * 2**20
+"""Pixel values kept between steps: some twenty images of the largest size, or every image of a small data set."""
+
+_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth")
+
+
+class LearnerWorker:
+    """One rank of the learner group.
+
+    Args:
+        config: of the run.
+        model_path: Hugging Face folder that the policy starts from.
+        address: this rank's place in the group; the constructor returns when all ranks have met.
+    """
+
+    def __init__(self, config: Config, model_path: str | Path, address: RankAddress):
+        from transformers import AutoImageProcessor
+
+        self._config = config
+        self._model_path = Path(model_path)
+        if config.learner.threads:
+            torch.set_num_threads(config.learner.threads)
+        torch.manual_seed(config.run.seed)
+        self._policy = PolicyModel.load(
+            model_path,
+            dtype=TORCH_DTYPES[config.model.dtype],
+            temperature=config.rollout.temperature,
+            allowed_token_ids=allowed_token_ids(load_tokenizer(str(model_path))),
+            gradient_checkpointing=config.learner.gradient_checkpointing,
+            freeze_vision=config.model.freeze_vision,
+            trust_remote_code=config.model.trust_remote_code,
+        )
+        model_config = self._policy.model.config
+        vision = model_config.vision_config
+        processor = AutoImageProcessor.from_pretrained(
+            model_path, size={"shortest_edge": config.model.min_pixels, "longest_edge": config.model.max_pixels}, local_files_only=True
+        )
+        collator = Collator(
+            ImageCache(processor, capacity_bytes=IMAGE_CACHE_BYTES),
+            TokenIds(
+                pad=model_config.text_config.pad_token_id or 0,
+                vision_start=model_config.vision_start_token_id,
+                vision_end=model_config.vision_end_token_id,
+                image=model_config.image_token_id,
+            ),
+            patch_values=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+            merge_size=vision.spatial_merge_size,
+            always_run_vision=address.world_size > 1,
+        )
+        self._engine = TrainingEngine(
+            self._policy, config.learner, dtype=config.model.dtype, device=config.cluster.device, address=address
+        )
+        self._update = PolicyUpdate(
+            self._engine,
+            collator,
+            algorithm=config.algorithm,
+            learner=config.learner,
+            importance_exponent=config.replay.importance_exponent,
+            max_response_tokens=config.model.max_response_tokens,
+            num_steps=config.run.num_steps,
+        )
+
+    def update(self, shard: pa.Table, *, step: int) -> dict[str, float]:
+        """Take one training step's optimizer updates.
+
+        Args:
+            shard: this rank's samples, of SAMPLE_SCHEMA; may be empty.
+            step: training step, from 0.
+
+        Returns:
+            Step metrics over all ranks, as in PolicyUpdate.update.
+        """
+        return self._update.update(sampled_from_arrow(shard), step=step)
+
+    def supervised_update(self, shard: pa.Table, *, step: int) -> float:
+        """Take one optimizer step towards given responses.
+
+        Args:
+            shard: this rank's trajectories, of TRAJECTORY_SCHEMA; may be empty.
+            step: optimizer step, from 0.
+
+        Returns:
+            Mean negative log-likelihood over all ranks before the step, nats a token.
+        """
+        return self._update.supervised(from_arrow(shard), step=step)
+
+    def score(
+        self, trajectories: Sequence[Trajectory], *, temperature: float | None = None, mask_banned: bool = True
+    ) -> list[NDArray[np.float32]]:
+        """Compute the policy's log-probs of given responses.
+
+        Args:
+            trajectories: this rank's.
+            temperature: another one than the sampling distribution's; None: that one.
+            mask_banned: False: under the distribution over the whole vocabulary.
+
+        Returns:
+            [R] each, nats.
+        """
+        return self._update.score(trajectories, temperature=temperature, mask_banned=mask_banned)
+
+    def score_table(
+        self, trajectories: pa.Table, *, temperature: float | None = None, mask_banned: bool = True
+    ) -> list[NDArray[np.float32]]:
+        """The same of a table of TRAJECTORY_SCHEMA."""
+        return self.score(from_arrow(trajectories), temperature=temperature, mask_banned=mask_banned)
+
+    def weight_source(self) -> DeepSpeedWeightSource:
+        """The policy's full named tensors, as Hugging Face names them."""
+        return DeepSpeedWeightSource(
+            self._policy.model,
+            zero_stage=self._config.learner.zero_stage,
+            rank=self._engine.address.rank,
+            tied=self._policy.model.config.tie_word_embeddings,
+        )
+
+    def publish(self, version: int, *, bucket_bytes: int) -> Iterator[tuple[BucketManifest, NDArray[np.uint8]]]:
+        """Give out the weights, bucket by bucket.
+
+        Args:
+            version: policy version that these weights are.
+            bucket_bytes: bound on a bucket.
+
+        Returns:
+            Each bucket's manifest and payload; no bucket on ranks other than 0.
+        """
+        return pack(self.weight_source(), version, bucket_bytes)
+
+    def save_checkpoint(self, folder: str | Path) -> None:
+        """Write weights and optimizer state.
+
+        Args:
+            folder: on a file system that all ranks share.
+        """
+        self._engine.save(Path(folder))
+
+    def load_checkpoint(self, folder: str | Path) -> None:
+        """Go on from a checkpoint that the same number of ranks wrote.
+
+        Args:
+            folder: as given to save_checkpoint.
+        """
+        self._engine.load(Path(folder))
+
+    def export_model(self, folder: str | Path) -> None:
+        """Write the policy as a Hugging Face folder that AutoModelForImageTextToText and vLLM load.
+
+        Args:
+            folder: the weights are replaced when it's there.
+        """
+        weights = {name: tensor.detach().cpu().clone() for name, tensor in self.weight_source()}
+        if self._engine.address.rank != 0:
+            return
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        # Tokenizer, processor and chat template as they came; the configuration and the weights are written anew.
+        ignored = shutil.ignore_patterns(*_WEIGHT_FILES, "config.json")
+        shutil.copytree(self._model_path, target, ignore=ignored, dirs_exist_ok=True)
+        self._policy.model.save_pretrained(target, state_dict=weights)
+
+    def health(self) -> dict[str, int]:
+        """Who this rank is; no collective."""
+        return {"rank": self._engine.address.rank, "pid": os.getpid()}
+
+    def close(self) -> None:
+        """Leave the group; no collective."""
+        self._engine.close()

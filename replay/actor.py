@@ -1,0 +1,174 @@
+"""The replay actor: the Ray shell of the replay buffer.
+
+Owns concurrency and deadlines. Must not know the learner, the rollout actors or how draws are made.
+
+Calls that touch the rows run in the concurrency group "data", on one event loop, one at a time; "control" has an event loop and thread
+of its own and reads finished values only, so it answers while samples wait, rows are copied or a snapshot is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from numpy.typing import NDArray
+
+from conf.schema import ReplayConfig
+from replay.archive import TrajectoryArchive
+from replay.buffer import ReplayBuffer
+from replay.groups import InsertReceipt
+from replay.limiter import FreshGroupLimiter
+from replay.snapshot import read_snapshot, write_snapshot
+
+DATA_CALLS = 1000  # at once; a waiting sample holds one, and inserts must always find another
+CONTROL_CALLS = 16
+
+
+@ray.remote(concurrency_groups={"data": DATA_CALLS, "control": CONTROL_CALLS})
+class ReplayActor:
+    """Central selective sample replay of a run.
+
+    Args:
+        config: of the replay.
+        seed: of the draws.
+        archive: folder that keeps every trajectory for people to read; None: none is kept.
+    """
+
+    def __init__(self, config: ReplayConfig, *, seed: int, archive: str | None = None) -> None:
+        self._config = config
+        self._archive = TrajectoryArchive(archive) if archive is not None else None
+        self._buffer = ReplayBuffer(config, seed=seed)
+        self._limiter = FreshGroupLimiter(lambda: self._buffer.ready_groups)
+        self._snapshot_lock = asyncio.Lock()  # one writer at a time: they'd share the folder's temporary files
+        self._started = time.monotonic()
+        self._stats = self._buffer.stats()  # replaced as a whole after each change: the control thread reads this alone
+
+    def __repr__(self) -> str:
+        return f"ReplayActor(mode={self._config.mode.value})"
+
+    @ray.method(concurrency_group="data")
+    async def insert(self, batch: pa.RecordBatch) -> InsertReceipt:
+        """Take in whole rollout groups and wake the samples that wait for them; see ReplayBuffer.insert.
+
+        Args:
+            batch: of TRAJECTORY_SCHEMA.
+
+        Returns:
+            What was new.
+        """
+        async with self._limiter.change():
+            receipt = self._buffer.insert(batch)
+            self._stats = self._buffer.stats()
+        if self._archive is not None and receipt.duplicate_groups == 0:
+            self._archive.add(batch)
+        return receipt
+
+    @ray.method(concurrency_group="data")
+    async def sample(
+        self,
+        *,
+        num_updates: int,
+        batch_size: int,
+        num_shards: int,
+        policy_version: int,
+        num_groups: int,
+        timeout_s: float | None = None,
+    ) -> tuple[dict[str, float] | pa.Table, ...]:
+        """Wait for fresh groups, then draw; see ReplayBuffer.sample.
+
+        Call it as ``replay.sample.options(num_returns=1 + num_shards).remote(...)``: every rank's rows are an object of their own, so
+        that a driver can pass the references on without ever holding the rows.
+
+        Args:
+            num_updates: optimizer updates of the step.
+            batch_size: trajectories per update.
+            num_shards: D, ranks of the learner.
+            policy_version: of the learner.
+            num_groups: fresh groups to wait for and consume.
+            timeout_s: how long to wait; None: ``replay.timeout_s``.
+
+        Returns:
+            The statistics, then D tables of SAMPLE_SCHEMA.
+
+        Raises:
+            TimeoutError: when the groups don't come in time; nothing is consumed.
+        """
+        deadline_s = self._config.timeout_s if timeout_s is None else timeout_s
+        async with self._limiter.fresh_groups(num_groups, timeout_s=deadline_s):
+            sample = self._buffer.sample(
+                num_updates=num_updates,
+                batch_size=batch_size,
+                num_shards=num_shards,
+                policy_version=policy_version,
+                num_groups=num_groups,
+            )
+            self._stats = self._buffer.stats()
+        if self._archive is not None:
+            await asyncio.to_thread(self._archive.write, policy_version)
+        return (sample.stats, *sample.shards)
+
+    @ray.method(concurrency_group="data")
+    async def update_priorities(self, keys: NDArray[np.int64], priorities: NDArray[np.floating]) -> int:
+        """Set what stands for |A| in P; see ReplayBuffer.update_priorities.
+
+        Args:
+            keys: [K].
+            priorities: [K] >= 0.
+
+        Returns:
+            How many rows were there.
+        """
+        async with self._limiter.change():
+            return self._buffer.update_priorities(keys, priorities)
+
+    @ray.method(concurrency_group="data")
+    async def snapshot(self, folder: str) -> None:
+        """Write a snapshot; inserts and samples go on meanwhile. See ReplayBuffer.snapshot.
+
+        Args:
+            folder: on a file system that every node which may run this actor sees.
+        """
+        async with self._snapshot_lock:
+            async with self._limiter.change():
+                state = self._buffer.capture()
+            await asyncio.to_thread(write_snapshot, folder, *state)
+
+    @ray.method(concurrency_group="data")
+    async def restore(self, folder: str) -> None:
+        """Replace the content by a snapshot's; inserts and samples wait meanwhile. See ReplayBuffer.restore.
+
+        Args:
+            folder: with a snapshot.
+        """
+        async with self._limiter.change():
+            self._buffer.load(*await asyncio.to_thread(read_snapshot, folder))
+            self._stats = self._buffer.stats()
+
+    @ray.method(concurrency_group="control")
+    async def stats(self) -> dict[str, int]:
+        """Tell sizes and counters since the start of the run.
+
+        Returns:
+            Name -> count; see ReplayBuffer.stats.
+        """
+        return {**self._stats, "waiting_samples": self._limiter.num_waiting}
+
+    @ray.method(concurrency_group="control")
+    async def health(self) -> dict[str, Any]:
+        """Tell that the actor lives.
+
+        Returns:
+            Its role, name, process id, uptime in seconds and number of samples that wait.
+        """
+        return {
+            "role": "replay",
+            "name": repr(self),
+            "pid": os.getpid(),
+            "uptime_s": time.monotonic() - self._started,
+            "waiting_samples": self._limiter.num_waiting,
+        }

@@ -1,0 +1,169 @@
+"""From a prompt to token ids by the model's chat template.
+
+Owns the template's use and which ids a policy may sample. Must not know engines. A question is untrusted text: whatever it
+holds, the only special tokens in the result are the template's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from algorithms.types import Prompt
+from tasks.errors import BadPromptError
+from tasks.images import image_token_count
+
+IMAGE_MARKER = "<image>"
+IMAGE_PAD = "<|image_pad|>"
+VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE_PAD, "<|video_pad|>")
+
+
+def load_tokenizer(path: str | os.PathLike[str], *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load a model folder's tokenizer.
+
+    Args:
+        path: of the model.
+        trust_remote_code: run Python code that the folder brings.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        ValueError: when it has no image pad or no chat template, so no Qwen2-VL style prompt can be made.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    if IMAGE_PAD not in tokenizer.get_vocab():
+        raise ValueError(f"the tokenizer in {path} has no {IMAGE_PAD}; Qwen2-VL style models are supported")
+    if not tokenizer.chat_template:
+        raise ValueError(f"the tokenizer in {path} has no chat template")
+    return tokenizer
+
+
+def allowed_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """List the ids that a policy may sample.
+
+    Ids past the tokenizer and image or video tokens are refused: a response that holds one can't be scored by the learner,
+    whose model takes it for a place where a picture belongs.
+
+    Args:
+        tokenizer: the policy's.
+
+    Returns:
+        Increasing ids below len(tokenizer); the end of sequence is among them.
+    """
+    vocabulary = tokenizer.get_vocab()
+    refused = {vocabulary[token] for token in VISION_TOKENS if token in vocabulary}
+    return [token_id for token_id in range(len(tokenizer)) if token_id not in refused]
+
+
+class PromptEncoder:
+    """Writes prompts as token ids with exactly one image pad per picture."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        suffix: str,
+        max_prompt_tokens: int,
+        min_pixels: int,
+        max_pixels: int,
+        patch_size: int = 14,
+        merge_size: int = 2,
+    ) -> None:
+        """Keep the settings.
+
+        Args:
+            tokenizer: the policy's, with its chat template.
+            suffix: put after every question.
+            max_prompt_tokens: with image tokens counted.
+            min_pixels: of the image processor.
+            max_pixels: of the image processor.
+            patch_size: of the vision tower, in pixels.
+            merge_size: patches of an image token's side.
+        """
+        self._tokenizer = tokenizer
+        self._suffix = suffix
+        self._max_prompt_tokens = max_prompt_tokens
+        self._pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels, "patch_size": patch_size, "merge_size": merge_size}
+        added = {token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items()}
+        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self._special_ids = {token: token_id for token, token_id in added.items() if token in special | set(VISION_TOKENS)}
+        self._image_pad_id = self._special_ids[IMAGE_PAD]
+        longest_first = sorted(self._special_ids, key=len, reverse=True)
+        self._special = re.compile("|".join(re.escape(token) for token in longest_first))
+
+    def encode(self, prompt: Prompt, image_sizes: Sequence[tuple[int, int]]) -> NDArray[np.int32]:
+        """Write a prompt as token ids.
+
+        Args:
+            prompt: its question's "<image>" markers become pictures, in order; without markers the pictures come first.
+            image_sizes: (height, width) of each picture, in pixels.
+
+        Returns:
+            [P] int32, one image pad per picture.
+
+        Raises:
+            BadPromptError: when markers and pictures disagree in number, or the prompt is longer than max_prompt_tokens.
+        """
+        if len(image_sizes) != len(prompt.image_paths):
+            raise BadPromptError(f"{len(image_sizes)} image sizes for {len(prompt.image_paths)} images")
+        ids = self._token_ids(self._content(prompt))
+        pads = ids.count(self._image_pad_id)
+        if pads != len(image_sizes):
+            raise BadPromptError(f"the chat template made {pads} image pads of {len(image_sizes)} images")
+        length = len(ids) - pads + sum(image_token_count(height, width, **self._pixels) for height, width in image_sizes)
+        if length > self._max_prompt_tokens:
+            raise BadPromptError(f"prompt of {length} tokens, images included, is over max_prompt_tokens={self._max_prompt_tokens}")
+        return np.asarray(ids, dtype=np.int32)
+
+    def _content(self, prompt: Prompt) -> list[dict[str, str]]:
+        """The user message's parts: pictures and texts in order, the suffix joined to the last text."""
+        texts = prompt.question.split(IMAGE_MARKER)
+        markers, images = len(texts) - 1, len(prompt.image_paths)
+        if markers == 0:
+            texts = [""] * images + texts
+        elif markers != images:
+            raise BadPromptError(f"{markers} {IMAGE_MARKER} markers for {images} images")
+        texts[-1] += self._suffix
+        parts = [{"type": "text", "text": texts[0]}]
+        for text in texts[1:]:
+            parts += [{"type": "image"}, {"type": "text", "text": text}]
+        return [part for part in parts if part["type"] == "image" or part["text"]]
+
+    def _token_ids(self, content: list[dict[str, str]]) -> list[int]:
+        """Render the template around placeholders, so that the template's special tokens and the user's text stay apart."""
+        texts = [part["text"] for part in content if part["type"] == "text"]
+        mark = uuid.uuid4().hex
+        masked: list[dict[str, Any]] = []
+        for part in content:
+            masked.append({"type": "text", "text": f"[{mark}]"} if part["type"] == "text" else part)
+        rendered = self._tokenizer.apply_chat_template([{"role": "user", "content": masked}], tokenize=False, add_generation_prompt=True)
+        frames = str(rendered).split(f"[{mark}]")
+        if len(frames) != len(texts) + 1:
+            raise BadPromptError(f"the chat template shows {len(frames) - 1} of the question's {len(texts)} parts")
+        ids: list[int] = []
+        pending = ""  # plain text between two special tokens is tokenized as a whole, as the tokenizer itself would do
+        for number, frame in enumerate(frames):
+            position = 0
+            for match in self._special.finditer(frame):
+                ids += self._plain_ids(pending + frame[position : match.start()])
+                ids.append(self._special_ids[match.group()])
+                pending, position = "", match.end()
+            pending += frame[position:] + (texts[number] if number < len(texts) else "")
+        return ids + self._plain_ids(pending)
+
+    def _plain_ids(self, text: str) -> list[int]:
+        """Ids of text whose look-alikes of special tokens are cut in two, so that they become ordinary tokens."""
+        pieces, start = [], 0
+        for match in self._special.finditer(text):
+            pieces.append(text[start : match.start() + 1])
+            start = match.start() + 1
+        pieces.append(text[start:])
+        return [token_id for piece in pieces if piece for token_id in self._tokenizer.encode(piece, add_special_tokens=False)]

@@ -1,0 +1,142 @@
+"""The replay actor on a real Ray cluster."""
+
+import time
+
+import pyarrow as pa
+import pytest
+import ray
+
+from algorithms.schema import SAMPLE_SCHEMA, sampled_from_arrow, to_record_batch
+from conf.schema import ReplayConfig, ReplayMode
+from replay.actor import ReplayActor
+from replay.snapshot import SnapshotError
+from tests.fakes import make_group
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=128 * 2**20, namespace="test_replay_actor")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def start():
+    actors = []
+
+    def start_actor(mode="episode", *, seed=0, **settings):
+        config = ReplayConfig(**{"mode": ReplayMode(mode), "timeout_s": 30.0, **settings})
+        actors.append(ReplayActor.options(num_cpus=0).remote(config, seed=seed))
+        return actors[-1]
+
+    yield start_actor
+    for actor in actors:
+        ray.kill(actor)
+
+
+def groups_of(names, **others):
+    return to_record_batch([t for name in names for t in make_group(name, **{"rewards": [1, 0, 0, 1], **others}).trajectories])
+
+
+def request(num_groups, **others):
+    return {"num_updates": 2, "batch_size": 16, "num_shards": 2, "policy_version": 1, "num_groups": num_groups, **others}
+
+
+@ray.remote(num_cpus=0.1)
+def roll_out(replay, names):
+    return [ray.get(replay.insert.remote(groups_of([name]))) for name in names]
+
+
+@ray.remote(num_cpus=0.1)
+def learn(shard):
+    """A learner rank's view of its rows."""
+    assert shard.schema.equals(SAMPLE_SCHEMA, check_metadata=True)
+    return [(row.trajectory.trajectory_id, row.update, row.trajectory.response_text) for row in sampled_from_arrow(shard)]
+
+
+def test_two_rollout_tasks_feed_a_sample_that_waits(start):
+    replay = start()
+    stats, *shards = replay.sample.options(num_returns=3).remote(**request(8))
+    receipts = ray.get([roll_out.remote(replay, [f"{who}{i}" for i in range(4)]) for who in "ab"], timeout=30)
+    assert sum(receipt.groups for part in receipts for receipt in part) == 8
+    assert ray.get(stats, timeout=30)["replay/drawn"] == 32
+    ranks = ray.get([learn.remote(shard) for shard in shards], timeout=60)  # references only: the rows never come here
+    assert sum(map(len, ranks)) == 32
+    assert all(sum(update == u for rank in ranks for _, update, _ in rank) == 16 for u in range(2))
+    prompts = [{name.split("@")[0] for name, _, _ in rank} for rank in ranks]
+    assert set().union(*prompts) <= {f"{who}{i}" for who in "ab" for i in range(4)}
+    assert all(text == f"response {name[-1]} to {name[:-2]}" for rank in ranks for name, _, text in rank)
+
+
+def test_the_deadline_names_what_was_missing(start):
+    replay = start()
+    ray.get(replay.insert.remote(groups_of(["p0", "p1"])), timeout=30)
+    with pytest.raises(TimeoutError, match=r"waited 0.3 s for 5 fresh groups from the rollout actors, 2 were there"):
+        ray.get(replay.sample.options(num_returns=3).remote(**request(5, timeout_s=0.3)), timeout=30)
+    assert ray.get(replay.stats.remote(), timeout=30)["ready_groups"] == 2  # nothing was consumed
+
+
+def test_the_deadline_of_the_settings_holds(start):
+    replay = start(timeout_s=0.2)
+    with pytest.raises(TimeoutError, match=r"waited 0.2 s for 1 fresh groups"):
+        ray.get(replay.sample.options(num_returns=3).remote(**request(1)), timeout=30)
+
+
+def test_control_calls_answer_while_samples_wait(start):
+    replay = start()
+    ray.get(replay.health.remote(), timeout=30)
+    waiting = [replay.sample.options(num_returns=3).remote(**request(2)) for _ in range(3)]
+    deadline = time.monotonic() + 10
+    while ray.get(replay.health.remote(), timeout=5)["waiting_samples"] < 3:
+        assert time.monotonic() < deadline
+    begin = time.monotonic()
+    stats = ray.get(replay.stats.remote(), timeout=5)
+    assert time.monotonic() - begin < 1.0
+    assert (stats["waiting_samples"], stats["ready_groups"], stats["size"]) == (3, 0, 0)
+    assert ray.get(replay.health.remote(), timeout=5)["name"] == "ReplayActor(mode=episode)"
+    for i in range(3):  # each pair of groups frees one sample
+        ray.get(replay.insert.remote(groups_of([f"p{i}", f"q{i}"])), timeout=30)
+    assert [ray.get(stats, timeout=30)["rollout/groups"] for stats, *_ in waiting] == [2, 2, 2]
+
+
+def test_control_calls_answer_while_a_large_snapshot_is_written(start, tmp_path):
+    replay = start("none")
+    for i in range(8):
+        ray.get(replay.insert.remote(groups_of([f"p{8 * i + j}" for j in range(8)], response_tokens=20_000)), timeout=60)
+    writing = replay.snapshot.remote(str(tmp_path))
+    slowest = 0.0
+    while not ray.wait([writing], timeout=0)[0]:
+        begin = time.monotonic()
+        ray.get(replay.health.remote(), timeout=10)
+        slowest = max(slowest, time.monotonic() - begin)
+    ray.get(writing, timeout=60)
+    assert slowest < 1.0
+
+
+def test_snapshot_and_restore_between_actors(start, tmp_path):
+    first, second = start("fresh"), start("fresh", seed=7)
+    ray.get(first.insert.remote(groups_of(["p0", "p1", "p2"])), timeout=30)
+    ray.get(first.sample.options(num_returns=3).remote(**request(2)), timeout=30)
+    ray.get(first.snapshot.remote(str(tmp_path)), timeout=30)
+    ray.get(second.restore.remote(str(tmp_path)), timeout=30)
+    drawn = [ray.get(actor.sample.options(num_returns=3).remote(**request(1)), timeout=30) for actor in (first, second)]
+    assert all(one.equals(other) for one, other in zip(drawn[0][1:], drawn[1][1:], strict=True))
+    assert ray.get(second.update_priorities.remote(drawn[0][1]["key"].to_numpy(), drawn[0][1]["probability"].to_numpy()), timeout=30) >= 1
+
+
+def test_a_restore_wakes_a_sample(start, tmp_path):
+    first, second = start(), start()
+    ray.get(first.insert.remote(groups_of(["p0"])), timeout=30)
+    ray.get(first.snapshot.remote(str(tmp_path)), timeout=30)
+    stats, *_ = second.sample.options(num_returns=3).remote(**request(1))
+    ray.get(second.restore.remote(str(tmp_path)), timeout=30)
+    assert ray.get(stats, timeout=30)["rollout/groups"] == 1
+
+
+def test_errors_reach_the_caller_and_the_actor_lives_on(start, tmp_path):
+    replay = start()
+    with pytest.raises(SnapshotError, match="is missing"):
+        ray.get(replay.restore.remote(str(tmp_path)), timeout=30)
+    with pytest.raises(ValueError, match="not a trajectory schema"):
+        ray.get(replay.insert.remote(pa.RecordBatch.from_pydict({"a": [1]})), timeout=30)
+    assert ray.get(replay.insert.remote(groups_of(["p0"])), timeout=30).admitted == 4

@@ -1,0 +1,318 @@
+"""Weights that arrive in a running vLLM engine: exact, whole or not at all, and no token lost on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from actors.engine import Completion, EngineError, PromptRefusedError, RolloutEngine
+from tests.integration.tiny_models import DEVICE, MODEL, ROLLOUT, Judge, build, perturb
+from weights.buckets import manifest_of, pack
+from weights.manifest import WeightUpdateError
+from weights.staging import StagedUpdate, StagingArea
+
+TOLERANCE = 1e-4
+EXTENSION = "tests.integration.switchable_extension.SwitchableExtension"
+RESPONSE = [5, 9, 77, 123, 30, 31, 32]
+
+
+@dataclass
+class Served:
+    """A running engine, the model that it should be equal to, and the event loop that both tests and engine live on."""
+
+    engine: RolloutEngine
+    judge: Judge
+    area: StagingArea
+    runner: asyncio.Runner
+    version: int = 0
+
+    def stage(self, version: int, *, leave_out: int | None = None) -> StagedUpdate:
+        buckets = list(pack(self.judge.named_parameters, version, 2 * 2**20))
+        if leave_out is not None:
+            del buckets[leave_out]
+        return self.area.stage(manifest_of(version, [bucket for bucket, _ in buckets]), [payload for _, payload in buckets])
+
+    async def update(self, staged: StagedUpdate | None = None) -> None:
+        staged = staged or self.stage(self.version + 1)
+        try:
+            await self.engine.update_weights(staged, staged.manifest.version, timeout_s=30.0)
+            self.version = staged.manifest.version
+        finally:
+            self.area.discard(staged)
+
+    async def generate(self, **settings: object) -> list[Completion]:
+        settings = {"n": 1, "temperature": 1.0, "max_tokens": 24, "seed": 1, **settings}
+        return await self.engine.generate(self.judge.prompt(), [self.judge.image], ["picture"], **settings)
+
+    async def difference(self) -> float:
+        """How far the engine's log-probs of a fixed response are from Hugging Face's."""
+        scored = await self.engine.score(self.judge.prompt(), [self.judge.image], ["picture"], RESPONSE)
+        return float(np.abs(scored - self.judge.logprobs(self.judge.prompt(), RESPONSE)).max())
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = build(tmp_path_factory.mktemp("models") / request.param, tied=request.param == "tied")
+    judge = Judge(folder)
+    engine = RolloutEngine(str(folder), model=MODEL, rollout=ROLLOUT, device=DEVICE, seed=1, name="r0", worker_extension=EXTENSION)
+    before = set(psutil.Process().children(recursive=True))
+    with asyncio.Runner() as runner, StagingArea() as area:
+        runner.run(engine.start())
+        try:
+            yield Served(engine, judge, area, runner)
+        finally:
+            runner.run(engine.close())
+            left = [p for p in set(psutil.Process().children(recursive=True)) - before if "VLLM" in p.name()]
+            assert not left
+
+
+def test_logprobs_are_huggingface_s_before_and_after_an_update(served: Served) -> None:
+    async def check() -> None:
+        assert await served.difference() < TOLERANCE
+        perturb(served.judge.model)
+        assert await served.difference() > 1e-2, "the perturbation must be one that an update can miss"
+        await served.update()
+        assert served.engine.version == served.version
+        assert await served.difference() < TOLERANCE
+        perturb(served.judge.model)
+        await served.update()
+        assert await served.difference() < TOLERANCE
+
+    served.runner.run(check())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampled_logprobs_are_those_of_the_sampling_distribution(served: Served, temperature: float) -> None:
+    allowed = list(range(0, 400))
+    samples = served.runner.run(served.generate(n=4, temperature=temperature, allowed_token_ids=allowed))
+    assert len(samples) == 4
+    assert len({tuple(sample.token_ids.tolist()) for sample in samples}) == 4, "samples of one request must have streams of their own"
+    for sample in samples:
+        expected = served.judge.logprobs(served.judge.prompt(), sample.token_ids.tolist(), allowed=allowed, temperature=temperature)
+        np.testing.assert_allclose(sample.logprobs, expected, atol=TOLERANCE)
+
+
+def test_greedy_is_the_argmax_and_takes_one_sample(served: Served) -> None:
+    async def check() -> None:
+        (first,) = await served.generate(temperature=0.0, seed=None, max_tokens=8)
+        (second,) = await served.generate(temperature=0.0, seed=None, max_tokens=8)
+        assert first.token_ids.tolist() == second.token_ids.tolist()
+        ids = first.token_ids.tolist()
+        for token in range(0, served.judge.model.config.text_config.vocab_size, 37):
+            changed = served.judge.logprobs(served.judge.prompt(), [*ids[:3], token])[-1]
+            assert changed <= served.judge.logprobs(served.judge.prompt(), ids[:4])[-1] + TOLERANCE
+
+    served.runner.run(check())
+
+
+def test_end_of_sequence_token_is_kept_with_its_logprob(served: Served) -> None:
+    end = served.judge.tokenizer.eos_token_id
+    (sample,) = served.runner.run(served.generate(allowed_token_ids=[end]))
+    assert sample.token_ids.tolist() == [end]
+    assert sample.logprobs.tolist() == [0.0]
+    assert sample.finish_reason == "stop"
+    assert sample.text == ""
+
+
+def test_seeds_repeat_and_neighbouring_seeds_share_nothing(served: Served) -> None:
+    async def check() -> None:
+        first, again, neighbour = [await served.generate(n=3, seed=seed) for seed in (11, 11, 12)]
+        assert [s.token_ids.tolist() for s in first] == [s.token_ids.tolist() for s in again]
+        assert not {tuple(s.token_ids.tolist()) for s in first} & {tuple(s.token_ids.tolist()) for s in neighbour}
+
+    served.runner.run(check())
+
+
+def test_banned_ids_are_never_sampled_even_when_the_model_wants_them(served: Served) -> None:
+    vocab_size = served.judge.model.config.text_config.vocab_size
+    image_pad = served.judge.image_token_id
+    allowed = [token for token in range(len(served.judge.tokenizer)) if token != image_pad]
+    assert vocab_size >= len(served.judge.tokenizer)
+    kept = {name: value.clone() for name, value in served.judge.model.state_dict().items()}
+    rows = served.judge.model.lm_head.weight
+    # A row that points along the final hidden states wins every step: scale the mean of the others' directions up.
+    with_bias = served.judge.model.model.language_model.norm.weight
+    try:
+        rows.data[image_pad] = 50.0 * with_bias.data.sign() * rows.data.abs().max()
+        rows.data[vocab_size - 1] = -rows.data[image_pad]
+        served.runner.run(served.update())
+        unbanned = served.runner.run(served.generate(n=8, max_tokens=12))
+        banned = served.runner.run(served.generate(n=8, max_tokens=12, allowed_token_ids=allowed))
+        wanted = {image_pad, vocab_size - 1}
+        assert any(wanted & set(sample.token_ids.tolist()) for sample in unbanned), "the model must want the banned ids"
+        for sample in banned:
+            assert set(sample.token_ids.tolist()) <= set(allowed)
+            expected = served.judge.logprobs(served.judge.prompt(), sample.token_ids.tolist(), allowed=allowed)
+            np.testing.assert_allclose(sample.logprobs, expected, atol=TOLERANCE)
+    finally:
+        served.judge.model.load_state_dict(kept)
+        served.runner.run(served.update())
+
+
+def test_tied_output_layer_needs_the_remedy(served: Served) -> None:
+    if not served.judge.model.config.tie_word_embeddings:
+        pytest.skip("an output layer of its own is loaded like any other")
+
+    async def check() -> None:
+        vllm_engine = served.engine._engine
+        await vllm_engine.collective_rpc("switch_head_remedy", args=(False,))
+        perturb(served.judge.model)
+        await served.update()
+        without = await served.difference()
+        await vllm_engine.collective_rpc("switch_head_remedy", args=(True,))
+        await served.update()
+        assert without > 1e-3
+        assert await served.difference() < TOLERANCE
+
+    served.runner.run(check())
+
+
+def test_corrupt_bucket_leaves_the_old_weights_in_service(served: Served) -> None:
+    async def check() -> None:
+        await served.update()
+        kept = {name: value.clone() for name, value in served.judge.model.state_dict().items()}
+        perturb(served.judge.model)
+        new = {name: value.clone() for name, value in served.judge.model.state_dict().items()}
+        staged = served.stage(served.version + 1)
+        with open(staged.paths[1], "r+b") as file:
+            file.seek(-64, os.SEEK_END)
+            file.write(b"\xff" * 64)
+        with pytest.raises(WeightUpdateError, match=r"00001\.safetensors: the checksum is"):
+            await served.update(staged)
+        served.judge.model.load_state_dict(kept)
+        assert served.engine.version == served.version
+        assert await served.difference() < TOLERANCE
+        served.judge.model.load_state_dict(new)
+        await served.update()
+        assert await served.difference() < TOLERANCE
+
+    served.runner.run(check())
+
+
+def test_missing_bucket_leaves_the_old_weights_in_service(served: Served) -> None:
+    async def check() -> None:
+        await served.update()
+        kept = {name: value.clone() for name, value in served.judge.model.state_dict().items()}
+        perturb(served.judge.model)
+        with pytest.raises(WeightUpdateError, match=r"lacks .*weight"):
+            await served.update(served.stage(served.version + 1, leave_out=1))
+        served.judge.model.load_state_dict(kept)
+        assert await served.difference() < TOLERANCE
+        perturb(served.judge.model)
+        await served.update()
+        assert await served.difference() < TOLERANCE
+
+    served.runner.run(check())
+
+
+def test_update_that_breaks_off_while_loading_stops_service_until_a_whole_one(served: Served) -> None:
+    """The files are whole, but hold a shape that the model refuses in the middle of loading."""
+
+    async def check() -> None:
+        await served.engine._engine.collective_rpc("forget_parameters")
+        perturb(served.judge.model)
+        parameters = dict(served.judge.named_parameters)
+        name = "model.language_model.layers.1.self_attn.q_proj.weight"
+        parameters[name] = parameters[name][:-1].clone()
+        buckets = list(pack(parameters.items(), served.version + 1, 2 * 2**20))
+        staged = served.area.stage(manifest_of(served.version + 1, [b for b, _ in buckets]), [p for _, p in buckets])
+        with pytest.raises(WeightUpdateError, match="two versions"):
+            await served.update(staged)
+        with pytest.raises(EngineError, match="two versions"):
+            await served.generate()
+        with pytest.raises(EngineError, match="two versions"):
+            await served.engine.health()
+        await served.update()
+        await served.engine.health()
+        assert await served.difference() < TOLERANCE
+
+    served.runner.run(check())
+
+
+def test_update_in_mid_generation_loses_no_token(served: Served) -> None:
+    async def check() -> None:
+        end = served.judge.tokenizer.eos_token_id
+        allowed = [token for token in range(400) if token != end]
+        old = {name: value.clone() for name, value in served.judge.model.state_dict().items()}
+        await served.update()
+        first = served.version
+        running = [asyncio.create_task(served.generate(n=2, max_tokens=60, seed=seed, allowed_token_ids=allowed)) for seed in range(4)]
+        await asyncio.sleep(0.15)
+        perturb(served.judge.model, scale=0.01)
+        await served.update()
+        new = served.judge.model.state_dict()
+        groups = await asyncio.wait_for(asyncio.gather(*running), 60)
+        crossed = 0
+        for sample in (sample for group in groups for sample in group):
+            assert len(sample.token_ids) == len(sample.logprobs) == 60
+            assert sample.version_spans[0].start == 0 and sample.version_spans[-1].end == 60
+            assert [span.start for span in sample.version_spans[1:]] == [span.end for span in sample.version_spans[:-1]]
+            assert [span.version for span in sample.version_spans] in ([first], [first, first + 1], [first + 1])
+            crossed += len(sample.version_spans) == 2
+            for state, version in ((old, first), (new, first + 1)):
+                served.judge.model.load_state_dict({name: value.clone() for name, value in state.items()})
+                expected = served.judge.logprobs(served.judge.prompt(), sample.token_ids.tolist(), allowed=allowed)
+                for span in sample.version_spans:
+                    if span.version == version:
+                        np.testing.assert_allclose(sample.logprobs[span.start : span.end], expected[span.start : span.end], atol=TOLERANCE)
+        assert crossed, "the update must have come in mid-generation"
+
+    served.runner.run(check())
+
+
+def test_expanded_prompt_is_refused(served: Served) -> None:
+    prompt = [token for token in served.judge.prompt() for _ in range(4 if token == served.judge.image_token_id else 1)]
+    with pytest.raises(PromptRefusedError, match="4 image pads came with 1 images"):
+        served.runner.run(served.engine.generate(prompt, [served.judge.image], ["picture"], temperature=1.0, max_tokens=4, seed=1))
+
+
+def test_bad_requests_are_refused_one_by_one(served: Served) -> None:
+    async def check() -> None:
+        engine, image = served.engine, served.judge.image
+        with pytest.raises(PromptRefusedError, match="maximum context length"):
+            await engine.generate([40] * 500, [], [], temperature=1.0, max_tokens=4, seed=1)
+        with pytest.raises(PromptRefusedError, match="hashes"):
+            await engine.generate(served.judge.prompt(), [image], [], temperature=1.0, max_tokens=4, seed=1)
+        with pytest.raises(PromptRefusedError, match="temperature"):
+            await served.generate(temperature=-1.0)
+        with pytest.raises(EngineError, match="within 0 s"):
+            await served.generate(timeout_s=0.001)
+        await served.engine.health()
+        assert await served.difference() < TOLERANCE
+
+    served.runner.run(check())
+
+
+def test_the_pil_image_processor_is_not_the_engine_s(served: Served) -> None:
+    async def check() -> None:
+        scored = await served.engine.score(served.judge.prompt(), [served.judge.image], ["picture"], RESPONSE)
+        pil = served.judge.logprobs(served.judge.prompt(), RESPONSE, pil=True)
+        assert np.abs(scored - pil).max() > TOLERANCE
+        assert await served.difference() < TOLERANCE
+
+    served.runner.run(check())
+
+
+def test_killed_engine_is_told_and_closing_still_works(served: Served, tmp_path: Path) -> None:
+    """Runs last of the module for each engine."""
+
+    async def check() -> None:
+        request = asyncio.create_task(served.generate(n=4, max_tokens=64))
+        await asyncio.sleep(0.05)
+        for process in served.engine._processes:
+            process.kill()
+        with pytest.raises(EngineError, match="r0 died"):
+            await asyncio.wait_for(request, 30)
+        with pytest.raises(EngineError):
+            await served.engine.health()
+        with pytest.raises(EngineError):
+            await served.update()
+
+    served.runner.run(check())

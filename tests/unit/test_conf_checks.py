@@ -1,0 +1,151 @@
+from pathlib import Path
+
+import pytest
+
+from conf.checks import batch_size, check, check_resources, resources_needed, total_updates, trajectories_per_step
+from conf.loading import CONF_DIR, ConfigError, load_config
+from conf.schema import Config
+
+GPU = "cluster.device=gpu"
+
+
+def load(*overrides: str) -> Config:
+    return load_config("quickstart", overrides)
+
+
+def test_derived_numbers() -> None:
+    config = load("algorithm.prompts_per_step=6", "algorithm.samples_per_prompt=4", "algorithm.updates_per_step=3", "run.num_steps=10")
+    assert trajectories_per_step(config) == 24
+    assert batch_size(config) == 8
+    assert total_updates(config) == 30
+    assert batch_size(load("algorithm.batch_size=5")) == 5
+
+
+@pytest.mark.parametrize("path", sorted(CONF_DIR.glob("experiment/*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_experiment_passes(path: Path) -> None:
+    check(load_config(str(path)), paths=False)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["replay.mode=none"],
+        ["replay.mode=none", "algorithm.updates_per_step=2", "algorithm.batch_size=256"],
+        ["replay.mode=episode", "algorithm.batch_size=100"],
+        ["replay.mode=fresh", "algorithm.loss_weight=corrected", "replay.importance_exponent=0.5"],
+        ["algorithm.max_staleness=3", "rollout.num_actors=2", "learner.num_ranks=2", "learner.zero_stage=3"],
+        ["model.dtype=bfloat16"],
+        [GPU, "rollout.tensor_parallel_size=2"],
+        ["data.test_path=", "data.generate=", "data.path=elsewhere"],
+        ["cluster.address=10.0.0.1:6379"],
+    ],
+    ids=" ".join,
+)
+def test_possible_combinations(overrides: list[str]) -> None:
+    check(load(*overrides), paths=False)
+
+
+BROKEN = [
+    (["run.num_steps=0"], ["run.num_steps = 0", "at least 1"]),
+    (["run.resume=true", "run.overwrite=true"], ["run.resume = true", "run.overwrite = true"]),
+    (["run.dir=' '"], ["run.dir = ' '"]),
+    (["learner.learning_rate=0"], ["learner.learning_rate = 0.0", "more than 0"]),
+    (["learner.learning_rate=.nan"], ["learner.learning_rate = nan"]),
+    (["learner.timeout_s=.inf"], ["learner.timeout_s = inf"]),
+    (["rollout.timeout_s=0"], ["rollout.timeout_s = 0.0"]),
+    (["weights.timeout_s=-1"], ["weights.timeout_s = -1.0"]),
+    (["algorithm.samples_per_prompt=1"], ["algorithm.samples_per_prompt = 1", "algorithm.advantage = mean", "at least 2"]),
+    (
+        ["algorithm.samples_per_prompt=1", "algorithm.advantage=leave_one_out"],
+        ["algorithm.samples_per_prompt = 1", "algorithm.advantage = leave_one_out"],
+    ),
+    (["algorithm.max_staleness=-1"], ["algorithm.max_staleness = -1", "at least 0"]),
+    (["algorithm.clip_low=1.5"], ["algorithm.clip_low = 1.5"]),
+    (["algorithm.clip_low=0"], ["algorithm.clip_low = 0.0"]),
+    (["algorithm.clip_high=0"], ["algorithm.clip_high = 0.0"]),
+    (["algorithm.behavior_ratio_cap=0.5"], ["algorithm.behavior_ratio_cap = 0.5"]),
+    (["rollout.temperature=0"], ["rollout.temperature = 0.0", "more than 0"]),
+    (["rollout.top_p=0.9"], ["rollout.top_p = 0.9", "biased"]),
+    (["rollout.top_k=50"], ["rollout.top_k = 50", "biased"]),
+    (["algorithm.updates_per_step=3"], ["algorithm.updates_per_step = 3", "algorithm.prompts_per_step = 64", "512"]),
+    (["replay.mode=none", "algorithm.batch_size=100"], ["replay.mode = none", "algorithm.batch_size = 100", "100", "512"]),
+    (["algorithm.loss_weight=corrected"], ["algorithm.loss_weight = corrected", "replay.importance_exponent = 0.0"]),
+    (["replay.importance_exponent=0.5"], ["replay.importance_exponent = 0.5", "algorithm.loss_weight = advantage"]),
+    (
+        ["algorithm.loss_weight=corrected", "replay.importance_exponent=1", "replay.mode=filter"],
+        ["algorithm.loss_weight = corrected", "replay.mode = filter"],
+    ),
+    (
+        ["replay.max_trajectories=600", "algorithm.max_staleness=1"],
+        ["replay.max_trajectories = 600", "algorithm.max_staleness = 1", "1024"],
+    ),
+    (["replay.mode=fresh", "replay.max_age=0"], ["replay.max_age = 0", "replay.mode = fresh"]),
+    (["replay.mode=fresh", "replay.max_age=1", "algorithm.max_staleness=2"], ["replay.max_age = 1", "algorithm.max_staleness = 2"]),
+    (["replay.mode=fresh", "replay.age_decay_steps=0"], ["replay.age_decay_steps = 0.0", "replay.mode = fresh"]),
+    (["model.min_pixels=20000"], ["model.min_pixels = 20000", "model.max_pixels = 12544"]),
+    (["learner.microbatch_tokens=300"], ["learner.microbatch_tokens = 300", "model.max_prompt_tokens = 256", "304"]),
+    (["rollout.max_batched_tokens=255"], ["rollout.max_batched_tokens = 255", "model.max_prompt_tokens = 256"]),
+    (
+        ["rollout.max_batched_tokens=304"],
+        ["rollout.max_batched_tokens = 304", "model.max_prompt_tokens = 256", "model.max_response_tokens = 48"],
+    ),
+    (
+        ["rollout.max_concurrent_sequences=5000"],
+        ["rollout.max_batched_tokens = 4096", "rollout.max_concurrent_sequences = 5000"],
+    ),
+    (["rollout.prompts_per_call=65"], ["rollout.prompts_per_call = 65", "algorithm.prompts_per_step = 64"]),
+    (["rollout.max_concurrent_sequences=4"], ["rollout.max_concurrent_sequences = 4", "algorithm.samples_per_prompt = 8"]),
+    (["rollout.tensor_parallel_size=2"], ["rollout.tensor_parallel_size = 2", "cluster.device = cpu"]),
+    ([GPU, "rollout.tensor_parallel_size=0"], ["rollout.tensor_parallel_size = 0"]),
+    (["learner.zero_stage=4"], ["learner.zero_stage = 4", "0 to 3"]),
+    (["learner.num_ranks=600"], ["learner.num_ranks = 600", "512", "algorithm.batch_size = null"]),
+    (["learner.betas=[0.9,1.0]"], ["learner.betas = (0.9, 1.0)"]),
+    (["learner.max_grad_norm=0"], ["learner.max_grad_norm = 0.0"]),
+    (["data.generate=imagenet"], ["data.generate = 'imagenet'"]),
+    (["data.generate=", "data.path="], ["data.path = ''"]),
+    (["data.categories=[a,b]", "data.exclude_categories=[b]"], ["data.categories = ['a', 'b']", "data.exclude_categories = ['b']"]),
+    (["data.generate=", "data.test_path=", "evaluation.every_steps=5"], ["evaluation.every_steps = 5", "data.test_path = ''"]),
+    (["data.generate=", "data.path=one", "data.test_path=one"], ["data.path = 'one'", "data.test_path = 'one'"]),
+    (["data.path=elsewhere/train"], ["data.generate = 'quickstart'", "data.path = 'elsewhere/train'"]),
+    (["coldstart.steps=0"], ["model.path = ''", "coldstart.steps = 0"]),
+    (["cluster.num_cpus=1"], ["cluster.num_cpus = 1", "rollout.num_actors = 1", "learner.num_ranks = 1"]),
+    (["cluster.num_cpus=0"], ["cluster.num_cpus = 0"]),
+    (["cluster.num_cpus=4", "cluster.address=auto"], ["cluster.num_cpus = 4", "cluster.address = 'auto'"]),
+    (["cluster.object_store_bytes=1000"], ["cluster.object_store_bytes = 1000"]),
+]
+
+
+@pytest.mark.parametrize(("overrides", "named"), BROKEN, ids=[" ".join(overrides) for overrides, _ in BROKEN])
+def test_an_impossible_combination_is_one_sentence_that_names_keys_and_values(overrides: list[str], named: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check(load(*overrides), paths=False)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(part in message for part in named), message
+
+
+def test_paths_that_do_not_exist(tmp_path: Path) -> None:
+    data, model = tmp_path / "data", tmp_path / "model"
+    words = ["data.generate=", f"data.path={data}", "data.test_path=", f"model.path={model}", "coldstart.steps=0"]
+    with pytest.raises(ConfigError, match=r"model\.path = .*config\.json"):
+        check(load(*words))
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"data\.path = .*does not exist"):
+        check(load(*words))
+    data.mkdir()
+    check(load(*words))
+
+
+def test_resources() -> None:
+    config = load("rollout.num_actors=2", "rollout.cpus_per_actor=1.5", "learner.num_ranks=3")
+    assert resources_needed(config) == {"CPU": 6.0, "GPU": 0.0}
+    check_resources(resources_needed(config), {"CPU": 6.0})
+    with pytest.raises(ConfigError) as caught:
+        check_resources(resources_needed(config), {"CPU": 4.0, "memory": 1e9})
+    assert all(part in str(caught.value) for part in ("rollout.num_actors", "learner.num_ranks", "need 6 CPUs", "has 4")), caught.value
+    config = load(GPU, "rollout.num_actors=2", "rollout.tensor_parallel_size=4", "learner.num_ranks=8")
+    assert resources_needed(config) == {"CPU": 10.0, "GPU": 16.0}
+    with pytest.raises(ConfigError) as caught:
+        check_resources(resources_needed(config), {"CPU": 64.0})
+    assert all(part in str(caught.value) for part in ("rollout.tensor_parallel_size", "need 16 GPUs", "has 0")), caught.value

@@ -1,0 +1,87 @@
+"""The limiter: samples wait for fresh groups, inserts wake them, deadlines say what was there."""
+
+import asyncio
+
+import pytest
+
+from replay.limiter import FreshGroupLimiter
+
+
+class Groups:
+    """A count of fresh groups behind a limiter."""
+
+    def __init__(self):
+        self.ready = 0
+        self.limiter = FreshGroupLimiter(lambda: self.ready)
+
+    async def add(self, num):
+        async with self.limiter.change():
+            self.ready += num
+
+    async def take(self, num, *, timeout_s=5.0):
+        async with self.limiter.fresh_groups(num, timeout_s=timeout_s):
+            self.ready -= num
+
+
+def test_enough_groups_need_no_wait():
+    async def scene():
+        groups = Groups()
+        await groups.add(3)
+        await groups.take(2, timeout_s=0.0)
+        return groups.ready
+
+    assert asyncio.run(scene()) == 1
+
+
+def test_an_insert_wakes_a_sample_and_not_before_enough_are_there():
+    async def scene():
+        groups = Groups()
+        sample = asyncio.create_task(groups.take(3))
+        seen = []
+        for _ in range(3):
+            await groups.add(1)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            seen.append((sample.done(), groups.limiter.num_waiting))
+        return seen, groups.ready
+
+    assert asyncio.run(scene()) == ([(False, 1), (False, 1), (True, 0)], 0)
+
+
+def test_groups_are_not_given_twice():
+    async def scene():
+        groups = Groups()
+        samples = [asyncio.create_task(groups.take(2, timeout_s=0.05)) for _ in range(3)]
+        await asyncio.sleep(0)
+        await groups.add(5)
+        return [type(result) for result in await asyncio.gather(*samples, return_exceptions=True)], groups.ready
+
+    results, left = asyncio.run(scene())
+    assert sorted(map(str, results)) == sorted(map(str, [type(None), type(None), TimeoutError]))
+    assert left == 1
+
+
+def test_the_deadline_says_what_was_waited_for_and_what_was_there():
+    async def scene():
+        groups = Groups()
+        await groups.add(1)
+        with pytest.raises(TimeoutError, match=r"waited 0.01 s for 4 fresh groups from the rollout actors, 1 were there"):
+            await groups.take(4, timeout_s=0.01)
+        await groups.add(3)
+        await groups.take(4)  # the limiter works on after a deadline
+        return groups.ready, groups.limiter.num_waiting
+
+    assert asyncio.run(scene()) == (0, 0)
+
+
+def test_an_error_while_holding_frees_the_limiter():
+    async def scene():
+        groups = Groups()
+        await groups.add(1)
+        with pytest.raises(RuntimeError, match="boom"):
+            async with groups.limiter.fresh_groups(1, timeout_s=1):
+                raise RuntimeError("boom")
+        await groups.take(1, timeout_s=1)
+        return groups.ready
+
+    assert asyncio.run(scene()) == 0

@@ -1,0 +1,126 @@
+"""Any sequence of inserts, retries, samples, priority updates and restores against a plain model of the buffer."""
+
+from __future__ import annotations
+
+import tempfile
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from algorithms.schema import sampled_from_arrow, to_record_batch
+from conf.schema import ReplayConfig, ReplayMode
+from replay.buffer import ReplayBuffer, ReplayFullError
+from tests.fakes import make_group
+
+CAPACITY, MAX_AGE = 14, 2
+PATTERNS = ([1, 1, 1], [0, 0, 0], [1, 0, 0], [1, 1, 0, 0], [1.0, 0.5, 0.0])  # the last: a zero advantage in an effective group
+
+
+class Model:
+    """What the buffer should hold, in lists."""
+
+    def __init__(self, mode):
+        self.mode, self.known, self.waiting, self.older = mode, set(), [], []
+
+    def insert(self, groups):
+        new = [group for group in groups if group.group_id not in self.known]
+        stored = [(group, [t for t in group.trajectories if self.admits(group, t)]) for group in new]
+        num_waiting = sum(len(rows) for _, rows in [*self.waiting, *stored])
+        if num_waiting > CAPACITY:
+            raise ReplayFullError
+        self.known |= {group.group_id for group in new}
+        self.waiting += stored
+        self.older = self.older[max(0, len(self.older) + num_waiting - CAPACITY) :]
+
+    def admits(self, group, trajectory):
+        return self.mode == "none" or (group.is_effective and trajectory.advantage != 0)
+
+    def sample(self, num_groups, version):
+        """The rows that may be drawn as fresh and as older ones."""
+        step, self.waiting = self.waiting[:num_groups], self.waiting[num_groups:]
+        num_step = sum(len(group.trajectories) for group, _ in step)
+        fresh = [row for _, rows in step for row in rows]
+        older = self.retire(self.older, num_step, version)
+        self.older = self.retire([*older, *fresh], num_step, version)
+        return {row.trajectory_id for row in fresh}, {row.trajectory_id for row in older}
+
+    def retire(self, rows, num_step, version):
+        if self.mode == "fifo":
+            return rows[max(0, len(rows) - num_step // 2) :]
+        return [row for row in rows if version - row.policy_version <= MAX_AGE] if self.mode == "fresh" else []
+
+    @property
+    def rows(self):
+        return [row.trajectory_id for row in self.older] + [row.trajectory_id for _, rows in self.waiting for row in rows]
+
+
+GROUP = st.tuples(st.integers(0, 7), st.integers(0, 4), st.sampled_from(PATTERNS))  # prompt, visit, rewards; repeats are retries
+EVENT = st.one_of(
+    st.tuples(st.just("insert"), st.lists(GROUP, max_size=3)),
+    st.tuples(st.just("sample"), st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 5), st.integers(1, 3))),
+    st.tuples(st.just("version"), st.integers(0, 2)),
+    st.tuples(st.just("priorities"), st.integers(0, 99)),
+    st.tuples(st.just("restore"), st.none()),
+)
+
+
+def stored_ids(buffer):
+    storage, _ = buffer.capture()
+    return storage.gather(np.arange(len(storage))).column("trajectory_id").to_pylist()
+
+
+def check_sample(drawn, fresh, older, *, updates, batch_size, mode):
+    got = [row for shard in drawn.shards for row in sampled_from_arrow(shard)]
+    assert len(got) == (updates * batch_size if fresh or older else 0)
+    assert {row.trajectory.trajectory_id for row in got if row.fresh} <= fresh
+    assert {row.trajectory.trajectory_id for row in got if not row.fresh} <= older
+    assert all(sum(row.update == update for row in got) == (batch_size if got else 0) for update in range(updates))
+    assert all(0 < row.probability <= 1 and row.age >= 0 and row.times_sampled >= 1 for row in got)
+    if fresh and mode in ("none", "filter", "fresh") and updates * batch_size >= len(fresh):
+        assert {row.trajectory.trajectory_id for row in got if row.fresh} == fresh  # none is left out
+
+
+@pytest.mark.parametrize("mode", [mode.value for mode in ReplayMode])
+@given(st.lists(EVENT, max_size=25))
+@settings(max_examples=60, deadline=None)
+def test_the_buffer_behaves_like_the_model(mode, events):
+    config = ReplayConfig(mode=ReplayMode(mode), max_trajectories=CAPACITY, max_age=MAX_AGE)
+    buffer, model, version = ReplayBuffer(config, seed=0), Model(mode), 0
+    for kind, value in events:
+        if kind == "insert":
+            groups = {f"p{p}@{v}": make_group(f"p{p}", visit=v, rewards=r, version=version) for p, v, r in value}.values()
+            batch = to_record_batch([trajectory for group in groups for trajectory in group.trajectories])
+            try:
+                model.insert(groups)
+            except ReplayFullError:
+                with pytest.raises(ReplayFullError):
+                    buffer.insert(batch)
+            else:
+                buffer.insert(batch)
+        elif kind == "sample":
+            num_groups, updates, batch_size, shards = value
+            request = {"num_updates": updates, "batch_size": batch_size, "num_shards": shards, "policy_version": version}
+            if num_groups > len(model.waiting):
+                with pytest.raises(ValueError, match="are there"):
+                    buffer.sample(**request, num_groups=num_groups)
+            else:
+                fresh, older = model.sample(num_groups, version)
+                check_sample(
+                    buffer.sample(**request, num_groups=num_groups), fresh, older, updates=updates, batch_size=batch_size, mode=mode
+                )
+        elif kind == "version":
+            version += value
+        elif kind == "priorities":
+            keys = np.random.default_rng(value).integers(0, 40, 5)
+            assert buffer.update_priorities(keys, np.full(5, 0.5)) == sum(key in set(buffer.capture()[0].column("key")) for key in keys)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                buffer.snapshot(folder)
+                buffer = ReplayBuffer(config, seed=1)
+                buffer.restore(folder)
+        assert stored_ids(buffer) == model.rows
+        assert (len(buffer), buffer.ready_groups) == (len(model.rows), len(model.waiting))
+        stats = buffer.stats()
+        assert stats["size"] == stats["admitted"] - stats["removed"] - stats["evicted"] <= CAPACITY

@@ -1,0 +1,164 @@
+"""The receiving end inside vLLM's engine process: staged safetensors files become the model's weights.
+
+Owns the weight-transfer backend "rethinker_shm" and the repair of a model whose update broke off. Imported only by vLLM's
+workers, through worker_extension_cls; it must not know Ray, DeepSpeed or prompts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load_file
+from vllm.config import set_current_vllm_config
+from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+from weights import SHARED_MEMORY_BACKEND
+from weights.buckets import verify_bucket
+from weights.manifest import WeightManifest, WeightUpdateError
+
+
+@dataclass
+class SharedMemoryInitInfo(WeightTransferInitInfo):
+    """Files need no rendezvous."""
+
+
+@dataclass
+class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
+    """A whole update, in one call, so that it is verified whole before the model is touched."""
+
+    paths: list[str]
+    manifest: dict[str, Any]  # WeightManifest.to_dict()
+
+
+class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemoryUpdateInfo]):
+    """Loads staged updates; the model is untouched until every file has been verified."""
+
+    init_info_cls = SharedMemoryInitInfo
+    update_info_cls = SharedMemoryUpdateInfo
+    supports_draft_weight_update = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.touched = False  # whether the update that is under way has begun to change the model
+        self._parameters: dict[str, tuple[int, ...]] | None = None  # name and shape of what the last whole update held
+
+    def init_transfer_engine(self, init_info: SharedMemoryInitInfo) -> None:
+        """Nothing to connect."""
+
+    def start_weight_update(self) -> None:
+        """Begin an update; receive_weights opens the model for loading once the files are verified."""
+        self.touched = False
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Load an update. vLLM's own version waits for an accelerator afterwards, which a CPU has not."""
+        self.receive_weights(self.parse_update_info(update_info))
+
+    def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
+        """Verify all files, then load them bucket by bucket.
+
+        Args:
+            update_info: the files and their manifest.
+
+        Raises:
+            WeightUpdateError: before the model is touched when a file is missing or wrong, or the parameters are not those of the
+                update before; after it when the first update has no value for a parameter of the model.
+        """
+        manifest = WeightManifest.from_dict(update_info.manifest)
+        _verify_files(manifest, update_info.paths)
+        if self._parameters is not None:
+            manifest.check_same_parameters(self._parameters)
+        expected = {name for name, _ in self.model.named_parameters()}  # tied heads are named once, by the embedding
+        self.touched = True
+        initialize_layerwise_reload(self.model)
+        loaded: set[str] = set()
+        for path in update_info.paths:
+            loaded |= self.model.load_weights(iter(load_file(path).items()))
+        missing = sorted(expected - loaded)
+        if missing:
+            names = f"{len(missing)} parameters of the model: {', '.join(missing[:5])}"
+            raise WeightUpdateError(f"the update to version {manifest.version} has no value for {names}")
+        self._parameters = manifest.shapes
+
+    def finish_weight_update(self) -> None:
+        """Close the model for loading and make the packed copy of a tied output layer anew."""
+        if not self.touched:
+            return
+        finalize_layerwise_reload(self.model, self.model_config)
+        self.rebuild_tied_head()
+        self.touched = False
+
+    def rebuild_tied_head(self) -> None:
+        """Pack a tied lm_head again.
+
+        Its weight is the embedding's, so no weight is loaded for it and vLLM keeps the copy that it packed for the CPU's
+        matrix product at start: log-probs would stay those of the first version's output layer.
+        """
+        if not getattr(self.model_config.hf_text_config, "tie_word_embeddings", False) or self.device.type != "cpu":
+            return
+        for layer in self.model.modules():
+            if isinstance(layer, ParallelLMHead):
+                layer.quant_method.process_weights_after_loading(layer)
+
+    def shutdown(self) -> None:
+        """Nothing is held between updates."""
+
+
+class WeightUpdateExtension:
+    """Methods that vLLM's workers get in addition (worker_extension_cls); importing it registers the backend."""
+
+    weight_transfer_engine: WeightTransferEngine
+    vllm_config: Any
+    _weight_update_active: bool
+
+    def abort_weight_update(self) -> bool:
+        """Close an update that broke off, so that the model can run and be updated again.
+
+        Returns:
+            True when the old weights are still whole; False when layers of both versions are mixed and a full update must follow.
+        """
+        engine = self.weight_transfer_engine
+        untouched = isinstance(engine, SharedMemoryWeightTransferEngine) and not engine.touched
+        self._weight_update_active = False
+        engine.reset_weight_update_target()
+        if not untouched:
+            with set_current_vllm_config(self.vllm_config):
+                _close_broken_reload(engine)
+        return untouched
+
+
+def _close_broken_reload(engine: WeightTransferEngine) -> None:
+    """Give layers that were not finished their old tensors back.
+
+    vLLM's finalize would process a partly loaded layer and would leave one that failed in processing unpacked; with their
+    progress forgotten it takes the way of a layer for which nothing was loaded.
+    """
+    for layer in engine.model.modules():
+        info = get_layerwise_info(layer)
+        if info.can_load():
+            info.loaded_weights.clear()
+            info.load_numel = 0
+    finalize_layerwise_reload(engine.model, engine.model_config)
+    if isinstance(engine, SharedMemoryWeightTransferEngine):
+        engine.rebuild_tied_head()
+        engine.touched = False
+
+
+def _verify_files(manifest: WeightManifest, paths: list[str]) -> None:
+    """Check that the files are the manifest's payloads. Raises WeightUpdateError."""
+    if len(paths) != len(manifest.buckets):
+        raise WeightUpdateError(f"update to version {manifest.version}: {len(manifest.buckets)} buckets were sent, {len(paths)} are staged")
+    for bucket, path in zip(manifest.buckets, paths, strict=True):
+        try:
+            payload = np.memmap(path, dtype=np.uint8, mode="r")
+        except (OSError, ValueError) as error:  # ValueError: the file is empty
+            raise WeightUpdateError(f"update to version {manifest.version}: cannot read {path}: {error}") from error
+        verify_bucket(bucket, payload, where=f"update to version {manifest.version}, {path}")
+
+
+WeightTransferEngineFactory.register_engine(SHARED_MEMORY_BACKEND, SharedMemoryWeightTransferEngine)
