@@ -127,7 +127,7 @@ class _Run:
             else []
         )
         bad_rows = BadRows(max_fraction=config.data.max_bad_fraction)
-        bad_rows.report(((row.row_id, row.reason) for row in train_data.bad_rows), handed_out=len(train_data) + len(train_data.bad_rows))
+        bad_rows.report(((row.row_id, row.reason) for row in train_data.bad_rows), handed_out=train_data.num_selected)
         self.replay = ReplayActor.options(name=f"{config.run.name}/replay").remote(
             config.replay, seed=config.run.seed, archive=str(self.folder.trajectories)
         )

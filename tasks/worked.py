@@ -43,15 +43,15 @@ def worked_answers(path: str, config: DataConfig, *, examples: int, rethinking_f
         The answers in a random order.
 
     Raises:
-        DataError: when the columns are missing.
+        DataError: when the folder isn't in that layout or the columns are missing.
     """
+    dataset = PromptDataset(path, config)
     (parquet,) = Path(path).glob("*.parquet")
     missing = {"qid", "worked", "rethink"} - set(pq.read_schema(parquet).names)
     if missing:
         raise DataError(f"{parquet} has no column {sorted(missing)}; a cold start (coldstart.steps) needs worked answers")
     table = pq.read_table(parquet, columns=["qid", "worked", "rethink"])
     texts = {row["qid"]: row for row in table.to_pylist()}
-    dataset = PromptDataset(path, config)
     random = np.random.default_rng(seed)
     chosen = [dataset[int(index)] for index in random.permutation(len(dataset))[:examples]]
     rethinks = random.random(len(chosen)) < rethinking_fraction

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from actors.engine import Completion, EngineError, PromptRefusedError, RolloutEngine
-from tests.integration.tiny_models import DEVICE, MODEL, ROLLOUT, Judge, build, perturb
+from tests.integration.tiny_models import DEVICE, MODEL, ROLLOUT, Judge, build, perturb, snapshot
 from weights.buckets import manifest_of, pack
 from weights.manifest import WeightUpdateError
 from weights.staging import StagedUpdate, StagingArea
@@ -135,13 +136,12 @@ def test_banned_ids_are_never_sampled_even_when_the_model_wants_them(served: Ser
     image_pad = served.judge.image_token_id
     allowed = [token for token in range(len(served.judge.tokenizer)) if token != image_pad]
     assert vocab_size >= len(served.judge.tokenizer)
-    kept = {name: value.clone() for name, value in served.judge.model.state_dict().items()}
-    rows = served.judge.model.lm_head.weight
-    # A row that points along the final hidden states wins every step: scale the mean of the others' directions up.
-    with_bias = served.judge.model.model.language_model.norm.weight
+    kept = snapshot(served.judge.model)
+    rows = served.judge.model.lm_head.weight.data
     try:
-        rows.data[image_pad] = 50.0 * with_bias.data.sign() * rows.data.abs().max()
-        rows.data[vocab_size - 1] = -rows.data[image_pad]
+        # Long rows of opposite sign: whatever the hidden state is, one of the two ids has by far the largest logit.
+        rows[image_pad] = 50.0 * rows.abs().max() * torch.sign(torch.randn(rows.shape[1]))
+        rows[vocab_size - 1] = -rows[image_pad]
         served.runner.run(served.update())
         unbanned = served.runner.run(served.generate(n=8, max_tokens=12))
         banned = served.runner.run(served.generate(n=8, max_tokens=12, allowed_token_ids=allowed))
@@ -177,9 +177,9 @@ def test_tied_output_layer_needs_the_remedy(served: Served) -> None:
 def test_corrupt_bucket_leaves_the_old_weights_in_service(served: Served) -> None:
     async def check() -> None:
         await served.update()
-        kept = {name: value.clone() for name, value in served.judge.model.state_dict().items()}
+        kept = snapshot(served.judge.model)
         perturb(served.judge.model)
-        new = {name: value.clone() for name, value in served.judge.model.state_dict().items()}
+        new = snapshot(served.judge.model)
         staged = served.stage(served.version + 1)
         with open(staged.paths[1], "r+b") as file:
             file.seek(-64, os.SEEK_END)
@@ -199,7 +199,7 @@ def test_corrupt_bucket_leaves_the_old_weights_in_service(served: Served) -> Non
 def test_missing_bucket_leaves_the_old_weights_in_service(served: Served) -> None:
     async def check() -> None:
         await served.update()
-        kept = {name: value.clone() for name, value in served.judge.model.state_dict().items()}
+        kept = snapshot(served.judge.model)
         perturb(served.judge.model)
         with pytest.raises(WeightUpdateError, match=r"lacks .*weight"):
             await served.update(served.stage(served.version + 1, leave_out=1))
@@ -240,14 +240,14 @@ def test_update_in_mid_generation_loses_no_token(served: Served) -> None:
     async def check() -> None:
         end = served.judge.tokenizer.eos_token_id
         allowed = [token for token in range(400) if token != end]
-        old = {name: value.clone() for name, value in served.judge.model.state_dict().items()}
+        old = snapshot(served.judge.model)
         await served.update()
         first = served.version
         running = [asyncio.create_task(served.generate(n=2, max_tokens=60, seed=seed, allowed_token_ids=allowed)) for seed in range(4)]
         await asyncio.sleep(0.15)
         perturb(served.judge.model, scale=0.01)
         await served.update()
-        new = served.judge.model.state_dict()
+        new = snapshot(served.judge.model)
         groups = await asyncio.wait_for(asyncio.gather(*running), 60)
         crossed = 0
         for sample in (sample for group in groups for sample in group):
@@ -256,8 +256,8 @@ def test_update_in_mid_generation_loses_no_token(served: Served) -> None:
             assert [span.start for span in sample.version_spans[1:]] == [span.end for span in sample.version_spans[:-1]]
             assert [span.version for span in sample.version_spans] in ([first], [first, first + 1], [first + 1])
             crossed += len(sample.version_spans) == 2
-            for state, version in ((old, first), (new, first + 1)):
-                served.judge.model.load_state_dict({name: value.clone() for name, value in state.items()})
+            for state, version in ((old, first), (new, first + 1)):  # the new one last: it is in service
+                served.judge.model.load_state_dict(state)
                 expected = served.judge.logprobs(served.judge.prompt(), sample.token_ids.tolist(), allowed=allowed)
                 for span in sample.version_spans:
                     if span.version == version:

@@ -37,6 +37,11 @@ def perturb(model: torch.nn.Module, scale: float = 0.05) -> None:
             parameter.add_(scale * torch.randn_like(parameter))
 
 
+def snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the weights that later changes of the model don't reach."""
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
 @dataclass
 class Judge:
     """Hugging Face's float32 model of a folder, with a prompt that holds a picture."""
