@@ -23,7 +23,7 @@ export OMP_NUM_THREADS ?= 1
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-setup: $(STAMP) ## Make the environment (.venv), once; about three minutes
+setup: $(STAMP) ## Make the environment (.venv), once; takes a few minutes
 
 quickstart: setup ## Train a tiny model with the whole system on two CPU cores
 	$(BIN)/rethinker train conf/experiment/quickstart.yaml

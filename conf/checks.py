@@ -148,6 +148,7 @@ _BOUNDS = {  # lowest and highest value, both allowed
     "cluster.object_store_bytes": (MIN_OBJECT_STORE_BYTES, INFINITY),
     "coldstart.examples": (1, INFINITY),
     "coldstart.rethinking_fraction": (0.0, 1.0),
+    "coldstart.seed": (0, INFINITY),
     "coldstart.steps": (0, INFINITY),
     "data.max_bad_fraction": (0.0, 1.0),
     "evaluation.every_steps": (0, INFINITY),
@@ -157,6 +158,7 @@ _BOUNDS = {  # lowest and highest value, both allowed
     "learner.warmup_fraction": (0.0, 1.0),
     "learner.weight_decay": (0.0, INFINITY),
     "learner.zero_stage": (0, 3),
+    "model.max_images_per_prompt": (0, INFINITY),
     "replay.importance_exponent": (0.0, INFINITY),
     "replay.max_age": (0, INFINITY),
     "replay.max_trajectories": (1, INFINITY),
@@ -168,6 +170,7 @@ _BOUNDS = {  # lowest and highest value, both allowed
     "rollout.num_actors": (1, INFINITY),
     "rollout.prompts_per_call": (1, INFINITY),
     "run.num_steps": (1, INFINITY),
+    "run.seed": (0, INFINITY),
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,21 @@ class TokenIds:
     vision_start: int
     vision_end: int
     image: int
+
+    @classmethod
+    def of(cls, config: Any) -> TokenIds:
+        """Read them from a Qwen2.5-VL configuration."""
+        return cls(
+            pad=config.text_config.pad_token_id or 0,
+            vision_start=config.vision_start_token_id,
+            vision_end=config.vision_end_token_id,
+            image=config.image_token_id,
+        )
+
+
+def patch_values(vision_config: Any) -> int:
+    """Count the numbers in one patch of pixel values."""
+    return vision_config.in_channels * vision_config.temporal_patch_size * vision_config.patch_size**2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +103,7 @@ class Collator:
     Args:
         images: where pixel values come from.
         token_ids: the model's.
-        patch_values: numbers in one patch (channels * temporal patch * patch * patch), for the dummy image.
+        patch_values: numbers in one patch, for the dummy image.
         merge_size: rows and columns of patches in one image token.
         always_run_vision: append a dummy row with an image to micro-batches without one. Needed with several ranks: a rank that skips the
             vision tower leaves the others waiting in its collectives (ZeRO-3), or its gradients come out wrong (ZeRO-1, 2). Adding

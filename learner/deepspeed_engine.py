@@ -46,7 +46,7 @@ class StepResult:
 class TrainingEngine:
     """A module under DeepSpeed ZeRO 0-3 with torch's AdamW.
 
-    A process holds one engine at a time, because the process group is global to it.
+    The process group is made by a process's first engine and is global to it: later engines must have the same address.
 
     Args:
         module: to train; its frozen parameters stay as they are.
@@ -170,10 +170,8 @@ class TrainingEngine:
             raise RuntimeError(f"DeepSpeed could not read the learner checkpoint in {folder}")
 
     def close(self) -> None:
-        """Leave the process group; the engine is of no use afterwards."""
+        """Give the memory back; the engine is of no use afterwards. The process group stays for a next engine and ends with the process."""
         self._engine.destroy()
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
 def _import_deepspeed(address: RankAddress, device: Device) -> Any:

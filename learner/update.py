@@ -33,8 +33,7 @@ class UpdatePlan:
     trajectories: list[Trajectory]  # [S]
     terms: LossTerms  # of the S samples
     microbatches: list[list[Row]]  # equally many on every rank; the last ones may be empty
-    total_tokens: int  # trained tokens of all ranks
-    total_sequences: int  # samples of all ranks
+    tokens: int  # that have a gradient, of all ranks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +43,7 @@ class UpdateResult:
     step: StepResult | None  # None: there was nothing to train on
     loss: float
     ratios: RatioSums
-    tokens: int  # trained, of all ranks
+    tokens: int  # that had a gradient, of all ranks
 
 
 class PolicyUpdate:
@@ -88,14 +87,19 @@ class PolicyUpdate:
 
         Returns:
             Step metrics over all ranks. What has no value, because every update was skipped, has no key.
+
+        Raises:
+            ValueError: when a sample names an update that the step doesn't have.
         """
         started = time.perf_counter()
         updates = range(self._algorithm.updates_per_step)
+        if strays := {sample.update for sample in samples} - set(updates):
+            raise ValueError(f"samples name the updates {sorted(strays)} of a step with algorithm.updates_per_step={len(updates)}")
         plans = [self._plan([sample for sample in samples if sample.update == update]) for update in updates]
         proximal = self._proximal_logprobs(plans)
         results = []
         for plan, logprobs in zip(plans, proximal, strict=True):
-            rate = self._learning_rate(step * len(plans) + len(results))
+            rate = self._learning_rate(step * len(plans) + len(results), self._num_steps * len(plans))
             results.append(self._optimize(plan, logprobs, rate))
         return self._metrics(results) | {"learning_rate": rate, "time/update_s": time.perf_counter() - started}
 
@@ -109,19 +113,17 @@ class PolicyUpdate:
         Returns:
             The loss over all ranks, nats a token; NaN when there was no token.
         """
-        total_tokens, total_sequences = self._totals(trajectories)
+        (total_tokens,) = self._engine.sum_over_ranks([_num_trained(trajectories)])
         if total_tokens == 0:
             return float("nan")
-        weights = [1.0 / total_tokens] * len(trajectories)
         plan = UpdatePlan(
             trajectories=list(trajectories),
-            terms=LossTerms(coefficients=[0.0] * len(trajectories), weights=weights),
+            terms=LossTerms(coefficients=[0.0] * len(trajectories), weights=[1.0 / total_tokens] * len(trajectories)),
             microbatches=self._microbatches(trajectories),
-            total_tokens=total_tokens,
-            total_sequences=total_sequences,
+            tokens=int(total_tokens),
         )
         loss = self._accumulate(plan, lambda _, batch, logprobs: -(batch.weights * logprobs).sum())
-        self._engine.step(self._learning_rate(step))
+        self._engine.step(self._learning_rate(step, self._num_steps))
         return self._engine.sum_over_ranks([loss])[0]
 
     @torch.no_grad()
@@ -147,7 +149,7 @@ class PolicyUpdate:
 
     def _optimize(self, plan: UpdatePlan, proximal: list[torch.Tensor] | None, rate: float) -> UpdateResult:
         """One optimizer update: the gradient of every micro-batch, then a step."""
-        if plan.total_tokens == 0:
+        if plan.tokens == 0:
             return UpdateResult(step=None, loss=0.0, ratios=RatioSums(), tokens=0)
         ratios = RatioSums()
         clip = {"clip_low": self._algorithm.clip_low, "clip_high": self._algorithm.clip_high}
@@ -164,7 +166,7 @@ class PolicyUpdate:
             return (batch.weights * losses).sum()
 
         loss = self._accumulate(plan, surrogate)
-        return UpdateResult(step=self._engine.step(rate), loss=loss, ratios=ratios, tokens=plan.total_tokens)
+        return UpdateResult(step=self._engine.step(rate), loss=loss, ratios=ratios, tokens=plan.tokens)
 
     def _accumulate(self, plan: UpdatePlan, loss_of: Callable[[int, MicroBatch, torch.Tensor], torch.Tensor]) -> float:
         """Add up the gradients of the plan's micro-batches; the sum of their losses, of this rank."""
@@ -191,36 +193,35 @@ class PolicyUpdate:
         ]
 
     def _plan(self, samples: list[SampledTrajectory]) -> UpdatePlan:
-        """Cut one update's samples into micro-batches and work out what each sample weighs in the global batch."""
-        trajectories = [sample.trajectory for sample in samples]
-        total_tokens, total_sequences = self._totals(trajectories)
+        """Cut one update's samples into micro-batches and work out what each weighs in the global batch.
+
+        A sample whose coefficient is 0 counts in the normalisers but has no gradient, so it isn't computed.
+        """
         coefficients = loss_coefficients(
-            torch.tensor([trajectory.advantage for trajectory in trajectories]),
+            torch.tensor([sample.trajectory.advantage for sample in samples]),
             torch.tensor([sample.probability for sample in samples], dtype=torch.float64),
             torch.tensor([sample.table_size for sample in samples]),
             weight=self._algorithm.loss_weight.value,
             importance_exponent=self._importance_exponent,
         )
+        trajectories = [sample.trajectory for sample in samples]
+        kept = coefficients.nonzero().flatten().tolist()
+        trained = [trajectories[index] for index in kept]
+        counts = [_num_trained(trajectories), len(trajectories), _num_trained(trained)]
+        total_tokens, total_sequences, tokens = self._engine.sum_over_ranks(counts)
         weights = sequence_weights(
-            torch.tensor([int(trajectory.loss_mask.sum()) for trajectory in trajectories]),
+            torch.tensor([_num_trained([trajectory]) for trajectory in trained]),
             aggregation=self._algorithm.loss_aggregation.value,
             total_tokens=total_tokens,
             total_sequences=total_sequences,
             max_response_tokens=self._max_response_tokens,
         )
         return UpdatePlan(
-            trajectories=trajectories,
-            terms=LossTerms(coefficients=coefficients.tolist(), weights=weights.tolist()),
-            microbatches=self._microbatches(trajectories),
-            total_tokens=total_tokens,
-            total_sequences=total_sequences,
+            trajectories=trained,
+            terms=LossTerms(coefficients=coefficients[kept].tolist(), weights=weights.tolist()),
+            microbatches=self._microbatches(trained),
+            tokens=int(tokens),
         )
-
-    def _totals(self, trajectories: Sequence[Trajectory]) -> tuple[int, int]:
-        """Trained tokens and trajectories of all ranks: one normaliser, however the batch is cut."""
-        tokens = sum(int(trajectory.loss_mask.sum()) for trajectory in trajectories)
-        total_tokens, total_sequences = self._engine.sum_over_ranks([tokens, len(trajectories)])
-        return int(total_tokens), int(total_sequences)
 
     def _microbatches(self, trajectories: Sequence[Trajectory]) -> list[list[Row]]:
         """Rows by token count, in as many micro-batches on every rank: ZeRO's collectives need equal counts."""
@@ -230,11 +231,11 @@ class PolicyUpdate:
         count = self._engine.max_over_ranks(len(cut))
         return [[rows[index] for index in indices] for indices in cut] + [[] for _ in range(count - len(cut))]
 
-    def _learning_rate(self, optimizer_step: int) -> float:
+    def _learning_rate(self, optimizer_step: int, num_optimizer_steps: int) -> float:
         return learning_rate(
             optimizer_step,
             peak=self._learner.learning_rate,
-            num_steps=self._num_steps * self._algorithm.updates_per_step,
+            num_steps=num_optimizer_steps,
             warmup_fraction=self._learner.warmup_fraction,
             min_ratio=self._learner.min_learning_rate_ratio,
         )
@@ -256,3 +257,8 @@ class PolicyUpdate:
             "update/skipped": float(len(taken) - len(applied)),
             "update/empty": float(len(results) - len(taken)),
         }
+
+
+def _num_trained(trajectories: Sequence[Trajectory]) -> int:
+    """Tokens that the model sampled itself."""
+    return sum(int(trajectory.loss_mask.sum()) for trajectory in trajectories)

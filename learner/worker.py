@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from algorithms.schema import from_arrow, sampled_from_arrow
 from algorithms.types import Trajectory
 from conf.schema import Config
-from learner.collate import Collator, TokenIds
+from learner.collate import Collator, TokenIds, patch_values
 from learner.deepspeed_engine import TORCH_DTYPES, RankAddress, TrainingEngine
 from learner.images import ImageCache
 from learner.policy import PolicyModel
@@ -47,7 +47,9 @@ class LearnerWorker:
 
     def __init__(self, config: Config, model_path: str | Path, address: RankAddress):
         from transformers import AutoImageProcessor
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # of loading and saving: noise in the log of an actor
         self._config = config
         self._model_path = Path(model_path)
         if config.learner.threads:
@@ -63,20 +65,14 @@ class LearnerWorker:
             trust_remote_code=config.model.trust_remote_code,
         )
         model_config = self._policy.model.config
-        vision = model_config.vision_config
         processor = AutoImageProcessor.from_pretrained(
             model_path, size={"shortest_edge": config.model.min_pixels, "longest_edge": config.model.max_pixels}, local_files_only=True
         )
         collator = Collator(
             ImageCache(processor, capacity_bytes=IMAGE_CACHE_BYTES),
-            TokenIds(
-                pad=model_config.text_config.pad_token_id or 0,
-                vision_start=model_config.vision_start_token_id,
-                vision_end=model_config.vision_end_token_id,
-                image=model_config.image_token_id,
-            ),
-            patch_values=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
-            merge_size=vision.spatial_merge_size,
+            TokenIds.of(model_config),
+            patch_values=patch_values(model_config.vision_config),
+            merge_size=model_config.vision_config.spatial_merge_size,
             always_run_vision=address.world_size > 1,
         )
         self._engine = TrainingEngine(

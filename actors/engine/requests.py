@@ -6,6 +6,7 @@ Owns the checks at the door: what vLLM would take without an error and answer wr
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ from algorithms.types import FinishReason, VersionSpan
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+_MAX_BIASED_TOKENS = 1024  # of one request, in vLLM's model runner for GPUs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +70,33 @@ def engine_prompt(
         prompt["multi_modal_data"] = {"image": list(images)}
         prompt["multi_modal_uuids"] = {"image": list(image_hashes)}
     return prompt
+
+
+def sampling_limits(allowed_token_ids: Sequence[int], vocab_size: int) -> dict[str, Any]:
+    """How vLLM is told which ids may be sampled: the banned ones get an infinitely negative bias.
+
+    Its allowed_token_ids would do the same, but takes at most 1024 ids on GPUs, and a real vocabulary's 150,000 ids cost the
+    engine 60 ms for every response.
+
+    Args:
+        allowed_token_ids: at least one.
+        vocab_size: of the model, ids past the tokenizer's end included.
+
+    Returns:
+        Keyword arguments of SamplingParams.
+
+    Raises:
+        PromptRefusedError: for no ids, or ids that the model has not.
+    """
+    allowed = set(allowed_token_ids)
+    if not allowed or min(allowed) < 0 or max(allowed) >= vocab_size:
+        raise PromptRefusedError(
+            f"the allowed ids must be at least one of 0 to {vocab_size - 1}, got {len(allowed)} up to {max(allowed, default=None)}"
+        )
+    banned = [token_id for token_id in range(vocab_size) if token_id not in allowed]
+    if len(banned) > _MAX_BIASED_TOKENS:
+        return {"allowed_token_ids": sorted(allowed)}
+    return {"logit_bias": dict.fromkeys(banned, -math.inf)} if banned else {}
 
 
 def spread_seed(seed: int) -> int:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from actors.engine.errors import EngineError, PromptRefusedError, refusals
 from actors.engine.processes import child_processes, end_processes, vllm_processes_since
-from actors.engine.requests import Completion, completion, engine_prompt, spread_seed
+from actors.engine.requests import Completion, completion, engine_prompt, sampling_limits, spread_seed
 from actors.engine.settings import engine_arguments, set_environment
 from actors.engine.updates import WeightUpdater
 from conf.schema import Device, ModelConfig, RolloutConfig
@@ -68,6 +68,7 @@ class RolloutEngine:
         self._processes: list[Any] = []  # psutil.Process of everything that vLLM started
         self._tokenizer: Any = None
         self._image_token_id: int | None = None
+        self._limits: tuple[Sequence[int], dict[str, Any]] | None = None
 
     @property
     def version(self) -> int:
@@ -151,7 +152,8 @@ class RolloutEngine:
             top_k: -1 is off.
             max_tokens: of one response.
             seed: None: not reproducible. The same seed, prompt and weights give the same distribution of random numbers.
-            allowed_token_ids: only these are sampled; None: all, those past the tokenizer's end and image tokens included.
+            allowed_token_ids: only these are sampled; None: all, those past the tokenizer's end and image tokens included. Give every
+                request the same list object, not a copy.
             stop_token_ids: end a response besides the tokenizer's end-of-sequence token.
             request_id: unique among running requests; None: a random one.
             timeout_s: None: rollout.timeout_s.
@@ -175,7 +177,7 @@ class RolloutEngine:
                 top_k=top_k,
                 max_tokens=max_tokens,
                 seed=None if seed is None else spread_seed(seed),
-                allowed_token_ids=None if allowed_token_ids is None else list(allowed_token_ids),
+                **self._limits_of(allowed_token_ids),
                 stop_token_ids=list(stop_token_ids),
                 logprobs=0,
                 flat_logprobs=True,
@@ -274,6 +276,15 @@ class RolloutEngine:
         if problem is not None:
             raise EngineError(problem)
         return self._engine
+
+    def _limits_of(self, allowed_token_ids: Sequence[int] | None) -> dict[str, Any]:
+        """sampling_limits, remembered for the list that every request of a run brings."""
+        if allowed_token_ids is None:
+            return {}
+        if self._limits is None or self._limits[0] is not allowed_token_ids:
+            vocab_size = self._ready().model_config.get_vocab_size()
+            self._limits = (allowed_token_ids, sampling_limits(allowed_token_ids, vocab_size))
+        return self._limits[1]
 
     async def _run(self, prompt: dict[str, Any], params: Any, request_id: str, timeout_s: float | None) -> Any:
         """One request to its final output."""

@@ -46,6 +46,7 @@ def test_possible_combinations(overrides: list[str]) -> None:
 
 
 BROKEN = [
+    (["run.seed=-1"], ["run.seed = -1", "at least 0"]),
     (["run.num_steps=0"], ["run.num_steps = 0", "at least 1"]),
     (["run.resume=true", "run.overwrite=true"], ["run.resume = true", "run.overwrite = true"]),
     (["run.dir=' '"], ["run.dir = ' '"]),
