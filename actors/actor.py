@@ -240,6 +240,23 @@ class RolloutActor:
         finally:
             self._staging.discard(staged)
 
+    async def init_weight_transfer(self, init_info: dict[str, Any], *, timeout_s: float) -> None:
+        """Join the learner's NCCL broadcast; see RolloutEngine.init_weight_transfer."""
+        await self._running().init_weight_transfer(init_info, timeout_s=timeout_s)
+
+    async def start_weight_update(self, *, timeout_s: float) -> None:
+        """Pause and open the model for a broadcast; see RolloutEngine.start_weight_update."""
+        await self._running().start_weight_update(timeout_s=timeout_s)
+
+    async def receive_weights(self, update_info: dict[str, Any]) -> None:
+        """Take part in a broadcast; see RolloutEngine.receive_weights."""
+        await self._running().receive_weights(update_info)
+
+    async def finish_weight_update(self, version: int) -> None:
+        """Close the model, stamp the version and resume; see RolloutEngine.finish_weight_update."""
+        await self._running().finish_weight_update(version)
+        self._version = version
+
     async def score(self, prompt: Prompt, response_token_ids: list[int]) -> list[float]:
         """The engine's log-probs of a fixed response, for comparison with the learner's.
 

@@ -37,10 +37,11 @@ def selection_probabilities(
         raise ValueError(f"need [N] advantages, exponent >= 0, epsilon >= 0; got {magnitude.shape}, {exponent}, {epsilon}")
     weights = np.where(magnitude > 0, magnitude**exponent, 0.0) + epsilon
     if decay is not None:
-        if ages is None or np.shape(ages) != magnitude.shape or decay <= 0:
-            raise ValueError(f"age decay needs [N] ages and tau > 0; got ages {np.shape(ages)} for {magnitude.shape}, tau {decay}")
+        versions = np.zeros(0) if ages is None else np.asarray(ages, dtype=np.float64)
+        if versions.shape != magnitude.shape or decay <= 0:
+            raise ValueError(f"age decay needs [N] ages and tau > 0; got ages {versions.shape} for {magnitude.shape}, tau {decay}")
         # relative to the youngest: the same P, and no underflow when everything is old
-        weights = weights * np.exp(-(np.asarray(ages) - np.min(ages, initial=np.iinfo(np.int64).max)) / decay)
+        weights = weights * np.exp((versions.min(initial=np.inf) - versions) / decay)
     total = weights.sum()
     if not total > 0:
         raise ValueError(f"nothing to select: all {len(magnitude)} weights are zero")

@@ -57,6 +57,5 @@ async def load_checkpoint(checkpoint: Path, controller: Controller) -> dict[str,
     controller.generated_tokens = state["generated_tokens"]
     controller.accepted = state["step"] * controller.config.algorithm.prompts_per_step + stored["ready_groups"]
     controller.ledger.restore(state["ledger"])
-    manifest, buckets = await controller.learner.publish(controller.version)
-    await controller.fleet.update_weights(manifest, buckets)
+    await controller.transport.deliver(controller.version)
     return state["evaluations"]

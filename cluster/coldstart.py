@@ -20,6 +20,7 @@ from cluster.session import ray_session
 from conf.loading import config_hash
 from conf.schema import Config
 from learner.group import LearnerGroup
+from tasks.errors import DataError
 from tasks.prompts import PromptEncoder, load_tokenizer
 from tasks.quickstart import build_data, build_tiny_model
 from tasks.worked import supervised_trajectories, worked_answers
@@ -35,11 +36,14 @@ def prepare_data(config: Config, progress: Progress) -> None:
         progress: told of the phase.
 
     Raises:
-        FileExistsError: when the folder holds something else.
+        DataError: when the folder holds something else.
     """
     if config.data.generate == "quickstart":
         with progress.phase("building the quickstart data"):
-            build_data(Path(config.data.path).parent)
+            try:
+                build_data(Path(config.data.path).parent)
+            except FileExistsError as error:
+                raise DataError(f"data.generate = quickstart, data.path = {config.data.path!r}: {error}") from error
 
 
 def run(config: Config) -> Path:

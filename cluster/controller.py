@@ -21,6 +21,7 @@ from cluster.admission import Admission
 from cluster.bad_rows import BadRows
 from cluster.fleet import RolloutFleet
 from cluster.ledger import PromptLedger
+from cluster.transport import WeightTransport
 from cluster.waiting import answer_within
 from conf.checks import batch_size
 from conf.schema import Config
@@ -39,11 +40,13 @@ class Controller:
         fleet: rolls them out.
         replay: keeps and draws trajectories.
         learner: trains on them.
+        transport: brings its weights back to the fleet.
         bad_rows: counts prompts that can't be used.
         after_step: awaited after each step with the number of steps done and the step's metrics; evaluation, checkpoints and
             reports hang here, so production goes on meanwhile.
         step: steps done before.
-        issued: prompts that replay has accepted before.
+        accepted: groups that replay has accepted before.
+        generated_tokens: by the delivered groups, before.
     """
 
     config: Config
@@ -51,6 +54,7 @@ class Controller:
     fleet: RolloutFleet
     replay: ActorHandle
     learner: LearnerGroup
+    transport: WeightTransport
     bad_rows: BadRows
     after_step: StepHook
     step: int = 0
@@ -111,7 +115,7 @@ class Controller:
             drawn = time.monotonic()
             trained = await self.learner.update(shards, step=self.step)
             updated = time.monotonic()
-            paused_s = await self._publish(self.version + 1)
+            paused_s = await self.transport.deliver(self.version + 1)
             self.step += 1
             self._admission.publish(self.version)
             end = time.monotonic()
@@ -141,11 +145,6 @@ class Controller:
         )
         waited_for = f"the replay actor to draw step {self.step + 1}"
         return await answer_within(stats, self.config.replay.timeout_s + REPLAY_GRACE_S, waited_for), shards
-
-    async def _publish(self, version: int) -> float:
-        """Bring the learner's weights into service as a version; the pause in seconds."""
-        manifest, buckets = await self.learner.publish(version)
-        return await self.fleet.update_weights(manifest, buckets)
 
 
 REPLAY_GRACE_S = 10.0  # replay's own deadline comes first, since its error says what was there

@@ -24,6 +24,7 @@ from cluster.plots import plot_curves
 from cluster.progress import Progress
 from cluster.run_folder import RunFolder, write_atomically, write_json
 from cluster.session import ray_session
+from cluster.transport import make_transport
 from cluster.waiting import answer_within
 from conf.loading import resolved_yaml
 from conf.schema import Config
@@ -34,6 +35,7 @@ from tasks.dataset import PromptDataset
 logger = logging.getLogger(__name__)
 
 ENGINES = ("ray", "torch", "transformers", "deepspeed", "pyarrow")
+BEFORE, AFTER = "before training", "after training"  # names of evaluations
 FAILED_EXIT_CODE = 1
 INTERRUPTED_EXIT_CODE = 130
 START_TIMEOUT_S = 60.0  # of the replay actor: a process that imports Arrow
@@ -69,7 +71,7 @@ def train(config: Config) -> int:
         return INTERRUPTED_EXIT_CODE
     except ExceptionGroup as failures:
         logger.exception("the run failed")
-        progress.say(f"the run failed: {first_cause(failures)}\nThe whole story is in {folder.log}; run.resume=true goes on from the newest checkpoint.")
+        progress.say(f"the run failed: {first_cause(failures)}\n{folder.log} has the whole story; run.resume=true goes on where it can.")
         return FAILED_EXIT_CODE
     return 0
 
@@ -108,7 +110,7 @@ class _Run:
         sinks = MetricSinks(jsonl=self.folder.metrics, tensorboard=self.folder.tensorboard, run=self.config.run.name)
         try:
             await self._build(model_path)
-            await self._evaluate_once("before")
+            await self._evaluate_once(BEFORE)
             with self.progress.phase("training"):
                 self._sinks = sinks
                 await self.controller.run()
@@ -139,6 +141,7 @@ class _Run:
             fleet=self.fleet,
             replay=self.replay,
             learner=self.learner,
+            transport=make_transport(config, self.learner, self.fleet),
             bad_rows=bad_rows,
             after_step=self._after_step,
         )
@@ -158,19 +161,19 @@ class _Run:
         """Evaluate under a name, unless a former process of this run did."""
         if not self.questions or name in self.evaluations:
             return
-        with self.progress.phase(f"evaluating on {len(self.questions)} held-out questions"):
+        with self.progress.phase(f"evaluating {name} on {len(self.questions)} held-out questions"):
             limit = self.config.evaluation.max_response_tokens or self.config.model.max_response_tokens
             answers, bad = await self.fleet.evaluate(self.questions, max_response_tokens=limit)
             result = self.evaluations[name] = report(answers, bad)
-        self.progress.say(f"held-out accuracy {name} training: {result['accuracy_lenient']:.3f} (strict {result['accuracy_strict']:.3f})")
+        self.progress.say(f"held-out accuracy {name}: {result['accuracy_lenient']:.3f} (strict {result['accuracy_strict']:.3f})")
 
     async def _after_step(self, step: int, metrics: dict[str, float]) -> None:
         """Report a step, and do what is due after it."""
         config = self.config
         if config.evaluation.every_steps and step % config.evaluation.every_steps == 0 and step < config.run.num_steps:
-            await self._evaluate_once(f"step {step}")
+            await self._evaluate_once(f"after step {step}")
             if self.questions:
-                metrics["evaluation/accuracy_lenient"] = self.evaluations[f"step {step}"]["accuracy_lenient"]
+                metrics["evaluation/accuracy_lenient"] = self.evaluations[f"after step {step}"]["accuracy_lenient"]
         self._sinks.write(step, metrics)
         recent = [row["time/step_s"] for row in read_metrics(self.folder.metrics)[-10:]]
         self.progress.step(step, config.run.num_steps, metrics, seconds_left=(config.run.num_steps - step) * sum(recent) / len(recent))
@@ -181,7 +184,7 @@ class _Run:
 
     async def _finish(self) -> None:
         """Evaluate the trained policy, export it and write the summary."""
-        await self._evaluate_once("after")
+        await self._evaluate_once(AFTER)
         with self.progress.phase("writing the model"):
             await self.learner.export_model(str(self.folder.model))
         summary = {
@@ -189,8 +192,8 @@ class _Run:
             "seed": self.config.run.seed,
             "steps": self.controller.step,
             "generated_tokens": self.controller.generated_tokens,
-            "cold_start": self.evaluations.get("before"),
-            "final": self.evaluations.get("after"),
+            "cold_start": self.evaluations.get(BEFORE),
+            "final": self.evaluations.get(AFTER),
             "bad_rows": self.controller.bad_rows.count,
             "grades": await self.fleet.grade_counts(),
             "wall_s": {name: round(seconds, 2) for name, seconds in self.progress.seconds.items()},

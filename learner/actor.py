@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
+from ray.actor import ActorHandle
 
 from conf.schema import Config
 from learner.deepspeed_engine import RankAddress
@@ -89,6 +91,15 @@ class LearnerRank:
             manifests.append(manifest)
             references.append(ray.put(payload))
         return (manifest_of(version, manifests).to_dict(), references) if self._rank == 0 else None
+
+    def connect_broadcast(self, actors: Mapping[str, ActorHandle], workers_per_actor: int, address: str, port: int) -> None:
+        """Meet the rollout engines for NCCL broadcasts; see LearnerWorker.connect_broadcast."""
+        timeout_s = self._config.weights.timeout_s
+        self._ready().connect_broadcast(actors, workers_per_actor=workers_per_actor, address=address, port=port, timeout_s=timeout_s)
+
+    def broadcast(self, version: int) -> None:
+        """Send the weights to every connected engine; see LearnerWorker.broadcast."""
+        self._ready().broadcast(version)
 
     def save_checkpoint(self, folder: str) -> None:
         """Write weights and optimizer state; see LearnerWorker.save_checkpoint."""

@@ -110,9 +110,7 @@ class Collator:
             ``0 * visual(zeros)`` to the loss is no remedy: it changes the order of the gradient hooks between ranks.
     """
 
-    def __init__(
-        self, images: ImageCache, token_ids: TokenIds, *, patch_values: int, merge_size: int, always_run_vision: bool
-    ):
+    def __init__(self, images: ImageCache, token_ids: TokenIds, *, patch_values: int, merge_size: int, always_run_vision: bool):
         self._images = images
         self._ids = token_ids
         self._merge_size = merge_size
@@ -134,7 +132,8 @@ class Collator:
         """
         pads = int(np.count_nonzero(trajectory.prompt_token_ids == self._ids.image))
         if pads != len(trajectory.images):
-            raise ValueError(f"trajectory {trajectory.trajectory_id} has {pads} image pads in its prompt for {len(trajectory.images)} images")
+            found = f"{pads} image pads in its prompt for {len(trajectory.images)} images"
+            raise ValueError(f"trajectory {trajectory.trajectory_id} has {found}")
         image_tokens = sum(self._images.num_tokens(image) for image in trajectory.images)
         return len(trajectory.prompt_token_ids) - pads + image_tokens
 

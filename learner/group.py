@@ -6,7 +6,7 @@ Owns placement, the meeting of the ranks, deadlines and the naming of who failed
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,15 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from conf.schema import Config, Device
 from learner.actor import LearnerRank
+
+DEATH_NOTICE_S = 2.0
+"""How long Ray may take to tell of a rank's death, after another rank's error, before that error is blamed."""
 
 
 class LearnerGroupError(RuntimeError):
@@ -116,6 +120,30 @@ class LearnerGroup:
         """
         return (await self._on_all(f"publish version {version}", "publish", version, self._config.weights.bucket_bytes))[0]
 
+    async def connect_broadcast(self, actors: Mapping[str, ActorHandle], *, workers_per_actor: int) -> None:
+        """Meet the rollout engines for NCCL broadcasts, on a port of rank 0's node.
+
+        Args:
+            actors: name and handle of every rollout actor.
+            workers_per_actor: GPUs of an engine.
+
+        Raises:
+            LearnerGroupError: naming the rank that failed or was waited for.
+        """
+        ((address, port),) = await self._call("pick a port for the broadcast", "meeting_point", [()])
+        await self._on_all("connect to the rollout engines", "connect_broadcast", dict(actors), workers_per_actor, address, port)
+
+    async def broadcast(self, version: int) -> None:
+        """Send the weights to every connected engine.
+
+        Args:
+            version: policy version that they are.
+
+        Raises:
+            LearnerGroupError: naming the rank that failed or was waited for.
+        """
+        await self._on_all(f"broadcast version {version}", "broadcast", version)
+
     async def save_checkpoint(self, folder: str) -> None:
         """Write weights and optimizer state into a folder that all ranks share.
 
@@ -188,30 +216,33 @@ class LearnerGroup:
         return await self._call(task, method, [arguments] * len(self._ranks))
 
     async def _on_shards(self, task: str, method: str, shards: Sequence[Any], step: int) -> list[Any]:
-        if len(shards) != len(self._ranks):
-            raise ValueError(f"the learner group can't {task}: {len(shards)} shards for {len(self._ranks)} ranks")
+        if len(shards) != self._config.learner.num_ranks:
+            raise ValueError(f"the learner group can't {task}: {len(shards)} shards for {self._config.learner.num_ranks} ranks")
         return await self._call(task, method, [(shard, step) for shard in shards])
 
     async def _call(self, task: str, method: str, arguments: Sequence[tuple], timeout_s: float | None = None) -> list[Any]:
         """Call a method on the first ranks, one tuple of arguments each; all answers, or the end of the group.
 
-        The first failure counts: the other ranks would wait for the failed one until their own time-out.
+        A failure ends the wait: the other ranks would wait for the failed one until their own time-out.
         """
         if not self._ranks:
             raise LearnerGroupError(f"the learner group can't {task}: it isn't running")
         deadline_s = self._config.learner.timeout_s if timeout_s is None else timeout_s
         calls = [
-            asyncio.ensure_future(_awaited(getattr(rank, method).remote(*args)))
-            for rank, args in zip(self._ranks, arguments, strict=False)
+            asyncio.ensure_future(_awaited(getattr(rank, method).remote(*args))) for rank, args in zip(self._ranks, arguments, strict=False)
         ]
         try:
             done, pending = await asyncio.wait(calls, timeout=deadline_s, return_when=asyncio.FIRST_EXCEPTION)
-            failed = [call for call in done if call.exception() is not None]
+            if pending and any(call.exception() for call in done):
+                # The peers of a dead rank notice first, by a broken connection: the death itself is what must be told.
+                done, _ = await asyncio.wait(calls, timeout=DEATH_NOTICE_S)
+            failed = [call for call in calls if call in done and call.exception() is not None]
             if failed:
-                error = failed[0].exception()
+                culprit = next((call for call in failed if isinstance(call.exception(), RayActorError)), failed[0])
+                error = culprit.exception()
                 # Ray's own message is a whole remote traceback, which stays reachable as the cause.
                 reason = getattr(error, "cause", None) or error
-                raise LearnerGroupError(f"learner rank {calls.index(failed[0])} failed to {task}: {reason!r}") from error
+                raise LearnerGroupError(f"learner rank {calls.index(culprit)} failed to {task}: {reason!r}") from error
             if pending:
                 late = ", ".join(str(index) for index, call in enumerate(calls) if call in pending)
                 raise LearnerGroupError(f"waited {deadline_s:g} s for learner rank {late} to {task}")

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from algorithms.types import Trajectory
 
-
 SHARED_ROW_TOKENS = 4096
 """Responses share a prompt up to rows of this length: the tree mask is dense, so attention's work and the mask's memory grow with the
 square of the length, while what sharing saves grows with the length only."""

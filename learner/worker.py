@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +30,9 @@ from tasks.prompts import allowed_token_ids, load_tokenizer
 from weights.buckets import pack
 from weights.manifest import BucketManifest
 from weights.source import DeepSpeedWeightSource
+
+if TYPE_CHECKING:
+    from weights.nccl import NcclWeightSender
 
 IMAGE_CACHE_BYTES = 512 * 2**20
 """Pixel values kept between steps: some twenty images of the largest size, or every image of a small data set."""
@@ -75,9 +79,7 @@ class LearnerWorker:
             merge_size=model_config.vision_config.spatial_merge_size,
             always_run_vision=address.world_size > 1,
         )
-        self._engine = TrainingEngine(
-            self._policy, config.learner, dtype=config.model.dtype, device=config.cluster.device, address=address
-        )
+        self._engine = TrainingEngine(self._policy, config.learner, dtype=config.model.dtype, device=config.cluster.device, address=address)
         self._update = PolicyUpdate(
             self._engine,
             collator,
@@ -87,6 +89,7 @@ class LearnerWorker:
             max_response_tokens=config.model.max_response_tokens,
             num_steps=config.run.num_steps,
         )
+        self._sender: NcclWeightSender | None = None  # on GPUs, once connected
 
     def update(self, shard: pa.Table, *, step: int) -> dict[str, float]:
         """Take one training step's optimizer updates.
@@ -153,6 +156,46 @@ class LearnerWorker:
             Each bucket's manifest and payload; no bucket on ranks other than 0.
         """
         return pack(self.weight_source(), version, bucket_bytes)
+
+    def connect_broadcast(self, actors: Mapping[str, Any], *, workers_per_actor: int, address: str, port: int, timeout_s: float) -> None:
+        """Meet the rollout engines for NCCL broadcasts; GPUs only.
+
+        Args:
+            actors: name and Ray handle of every rollout actor.
+            workers_per_actor: tensor_parallel_size of an engine.
+            address: of rank 0's node.
+            port: free on that node.
+            timeout_s: for one call to the actors.
+
+        Raises:
+            WeightUpdateError: when an actor doesn't connect in time.
+        """
+        from weights.nccl import NcclWeightSender  # imports vLLM, which learners on CPUs do without
+
+        if self._sender is not None:
+            self._sender.close()
+        self._sender = NcclWeightSender(
+            self.weight_source(),
+            actors=actors,
+            workers_per_actor=workers_per_actor,
+            rank=self._engine.address.rank,
+            master_address=address,
+            master_port=port,
+            timeout_s=timeout_s,
+        )
+
+    def broadcast(self, version: int) -> None:
+        """Send the weights to every connected engine.
+
+        Args:
+            version: policy version that these weights are.
+
+        Raises:
+            WeightUpdateError: naming the engines that failed.
+        """
+        if self._sender is None:
+            raise RuntimeError("no engine is connected: call connect_broadcast first")
+        self._sender.send(version)
 
     def save_checkpoint(self, folder: str | Path) -> None:
         """Write weights and optimizer state.

@@ -9,6 +9,7 @@ of its own and reads finished values only, so it answers while samples wait, row
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from typing import Any
@@ -24,6 +25,8 @@ from replay.buffer import ReplayBuffer
 from replay.groups import InsertReceipt
 from replay.limiter import FreshGroupLimiter
 from replay.snapshot import read_snapshot, write_snapshot
+
+logger = logging.getLogger(__name__)
 
 DATA_CALLS = 1000  # at once; a waiting sample holds one, and inserts must always find another
 CONTROL_CALLS = 16
@@ -109,7 +112,10 @@ class ReplayActor:
             )
             self._stats = self._buffer.stats()
         if self._archive is not None:
-            await asyncio.to_thread(self._archive.write, policy_version)
+            try:
+                await asyncio.to_thread(self._archive.write, policy_version)
+            except OSError as error:  # a full disk must not cost the rows that were just consumed
+                logger.warning("the trajectories of step %d are not in the archive: %s", policy_version + 1, error)
         return (sample.stats, *sample.shards)
 
     @ray.method(concurrency_group="data")

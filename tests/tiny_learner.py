@@ -31,11 +31,9 @@ def make_config(*, learner: dict | None = None, algorithm: dict | None = None, d
     """A run of ten steps over the tiny model."""
     return Config(
         run=RunConfig(num_steps=10),
-        model=ModelConfig(
-            dtype=dtype, max_response_tokens=32, min_pixels=PIXELS["shortest_edge"], max_pixels=PIXELS["longest_edge"]
-        ),
+        model=ModelConfig(dtype=dtype, max_response_tokens=32, min_pixels=PIXELS["shortest_edge"], max_pixels=PIXELS["longest_edge"]),
         algorithm=AlgorithmConfig(**(algorithm or {})),
-        learner=LearnerConfig(**{"learning_rate": 2e-4, "timeout_s": 120.0, "microbatch_tokens": 512, **(learner or {})}),
+        learner=LearnerConfig(**{"learning_rate": 5e-5, "timeout_s": 120.0, "microbatch_tokens": 512, **(learner or {})}),
     )
 
 

@@ -44,11 +44,6 @@ _THREE_DIGITS = {
         "<image><image><image>Read all three digits and add them.",
         "What is <image> plus <image> plus <image>?",
     ),
-    "*": (
-        "<image><image><image>What is the product of the three digits?",
-        "<image><image><image>Read all three digits and multiply them.",
-        "What is <image> times <image> times <image>?",
-    ),
 }
 _ARITHMETIC = ("What is {0}?", "Calculate {0}.", "Work out {0}.", "{0}=?")
 _TEST_SHARE = 5  # one expression in five is kept for the test questions
@@ -131,7 +126,7 @@ def digit_questions(labels: Mapping[int, int], *, count: int, seed: int, split: 
     made = []
     for _ in range(count):
         templates, size = (_THREE_DIGITS, 3) if rng.random() < 0.3 else (_TWO_DIGITS, 2)
-        operator = rng.choice("++*" if size == 3 else "+-*")
+        operator = "+" if size == 3 else rng.choice("+-*")
         pictures = rng.sample(numbers, size)
         digits = [labels[number] for number in pictures]
         seen = f"The digits are {_listed(digits)}. "
@@ -166,12 +161,9 @@ def arithmetic_questions(*, count: int, seed: int, split: Split) -> list[Questio
     """
     rng = random.Random(f"arithmetic/{split}/{seed}")
     makers: tuple[tuple[str, Callable[[], list[int]]], ...] = (
-        ("+", lambda: [rng.randint(0, 99), rng.randint(0, 99)]),
-        ("+", lambda: [rng.randint(0, 20), rng.randint(0, 20)]),
-        ("-", lambda: [rng.randint(0, 99), rng.randint(0, 99)]),
-        ("-", lambda: [rng.randint(0, 20), rng.randint(0, 20)]),
-        ("*", lambda: [rng.randint(2, 20), rng.randint(2, 12)]),
-        ("+", lambda: [rng.randint(0, 20), rng.randint(0, 20), rng.randint(0, 20)]),
+        ("+", lambda: [rng.randint(0, 50), rng.randint(0, 50)]),
+        ("-", lambda: [rng.randint(0, 50), rng.randint(0, 50)]),
+        ("*", lambda: [rng.randint(0, 12), rng.randint(0, 12)]),
     )
     made: dict[str, Question] = {}
     while len(made) < count:

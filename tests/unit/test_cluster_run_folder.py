@@ -11,7 +11,7 @@ def test_a_new_folder_is_made_and_a_used_one_is_refused(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.open(resume=False, overwrite=False)
     folder.config.write_text("run: {}\n")
-    with pytest.raises(RunFolderError, match="holds a run; set run.resume=true"):
+    with pytest.raises(RunFolderError, match=r"holds a run; set run\.resume=true"):
         folder.open(resume=False, overwrite=False)
     folder.open(resume=True, overwrite=False)
     assert folder.config.exists()

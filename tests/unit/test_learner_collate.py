@@ -126,9 +126,7 @@ def test_pads_and_images_must_match(tiny_model: Path, collator, tmp_path: Path) 
 def test_a_changed_image_file_is_named(tiny_model: Path, collator, tmp_path: Path) -> None:
     ref = noise_image(tmp_path, 1)
     with pytest.raises(BadPromptError, match="was changed"):
-        collator.prompt_length(
-            make_trajectories(tiny_model, (dataclasses.replace(ref, sha256="0" * 64),), number=2, samples=1)[0]
-        )
+        collator.prompt_length(make_trajectories(tiny_model, (dataclasses.replace(ref, sha256="0" * 64),), number=2, samples=1)[0])
 
 
 def test_the_image_cache_drops_the_least_recently_used(tiny_model: Path, tmp_path: Path) -> None:

@@ -1,0 +1,117 @@
+"""What the integration tests share: a small copy of the quickstart with a short cold start, made once."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COMMAND_TIMEOUT_S = 420.0
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """A folder with data, and the words that make `rethinker train` use it in the smallest size that is still whole."""
+
+    folder: Path
+
+    @property
+    def overrides(self) -> list[str]:
+        """Settings of a run of a few steps."""
+        return [
+            f"data.path={self.folder}/data/train",
+            f"data.test_path={self.folder}/data/test",
+            f"coldstart.cache_dir={self.folder}/coldstart",
+            "coldstart.steps=30",
+            "coldstart.examples=600",
+            "coldstart.batch_size=32",
+            "evaluation.num_questions=40",
+            "algorithm.prompts_per_step=8",
+            "algorithm.samples_per_prompt=4",
+            "rollout.prompts_per_call=4",
+            "rollout.max_concurrent_sequences=64",
+            "rollout.kv_cache_bytes=67108864",
+            "run.num_steps=4",
+            "cluster.dashboard=false",
+            "cluster.object_store_bytes=134217728",
+        ]
+
+    def command(self, name: str, *words: str) -> list[str]:
+        """`rethinker train` with the shipped quickstart in small."""
+        run = [f"run.name={name}", f"run.dir={self.folder}/runs/{name}"]
+        return [sys.executable, "-m", "cluster", "train", str(ROOT / "conf/experiment/quickstart.yaml"), *self.overrides, *run, *words]
+
+    def run_folder(self, name: str) -> Path:
+        """Where that command leaves its results."""
+        return self.folder / "runs" / name
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """The quickstart's data, in a folder of the test session."""
+    return Workshop(tmp_path_factory.mktemp("workshop"))
+
+
+@pytest.fixture(scope="session")
+def train(workshop: Workshop) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command to its end, and see that no process of it is left."""
+
+    def run(name: str, *words: str) -> subprocess.CompletedProcess[str]:
+        process = subprocess.Popen(
+            workshop.command(name, *words), cwd=ROOT, env=clean_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        started = Descendants(process.pid)
+        try:
+            output, _ = process.communicate(timeout=COMMAND_TIMEOUT_S)
+        finally:
+            process.kill()
+        started.must_be_gone()
+        return subprocess.CompletedProcess(process.args, process.returncode, output, "")
+
+    return run
+
+
+def free_port() -> int:
+    """A port that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without another test's cluster."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+
+
+class Descendants:
+    """Processes of a run; they are recognised by a word in their environment, since Ray's daemons leave the process tree.
+
+    Args:
+        pid: of the command.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._before = {process.pid for process in psutil.process_iter()} - {pid}
+
+    def alive(self) -> list[psutil.Process]:
+        """Processes of Ray, vLLM and the graders that were not there before."""
+        found = []
+        for process in psutil.process_iter(["pid", "cmdline", "name", "status"]):
+            words = " ".join(process.info["cmdline"] or []) + (process.info["name"] or "")
+            new = process.info["pid"] not in self._before and process.info["status"] != psutil.STATUS_ZOMBIE
+            if new and any(mark in words for mark in ("ray::", "raylet", "gcs_server", "VLLM", "grading_worker", "-m cluster")):
+                found.append(process)
+        return found
+
+    def must_be_gone(self, *, grace_s: float = 5.0) -> None:
+        """Fail when one of them outlives the command by more than the grace."""
+        _, alive = psutil.wait_procs(self.alive(), timeout=grace_s)
+        assert not alive, f"left behind: {[(process.pid, process.name()) for process in alive]}"
