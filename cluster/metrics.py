@@ -18,11 +18,12 @@ class MetricSinks:
         jsonl: file, appended to.
         tensorboard: folder of the event files.
         run: tag of the Ray metrics.
+        step: steps done before; TensorBoard forgets what an interrupted process wrote after them.
     """
 
-    def __init__(self, *, jsonl: Path, tensorboard: Path, run: str) -> None:
+    def __init__(self, *, jsonl: Path, tensorboard: Path, run: str, step: int = 0) -> None:
         self._jsonl = jsonl.open("a", buffering=1)
-        self._tensorboard = SummaryWriter(log_dir=str(tensorboard))
+        self._tensorboard = SummaryWriter(log_dir=str(tensorboard), purge_step=step + 1)
         self._gauges: dict[str, Gauge] = {}
         self._run = run
 
@@ -45,6 +46,12 @@ class MetricSinks:
             gauge.set_default_tags({"run": self._run})
             self._gauges[name] = gauge
         return self._gauges[name]
+
+    def __enter__(self) -> MetricSinks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Flush and close the files."""

@@ -107,16 +107,13 @@ class _Run:
         assert task is not None
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         model_path = await prepare_model(self.config, self.progress)
-        sinks = MetricSinks(jsonl=self.folder.metrics, tensorboard=self.folder.tensorboard, run=self.config.run.name)
         try:
             await self._build(model_path)
             await self._evaluate_once(BEFORE)
-            with self.progress.phase("training"):
-                self._sinks = sinks
+            with self.progress.phase("training"), self._open_sinks() as self._sinks:
                 await self.controller.run()
             await self._finish()
         finally:
-            sinks.close()
             await self._close()
 
     async def _build(self, model_path: Path) -> None:
@@ -155,7 +152,12 @@ class _Run:
         if checkpoint is not None:
             with self.progress.phase(f"restoring {checkpoint.name}"):
                 self.evaluations = await load_checkpoint(checkpoint, self.controller)
-                self.folder.cut_metrics(self.controller.step)
+
+    def _open_sinks(self) -> MetricSinks:
+        """Where the steps to come report, behind those that the checkpoint has done."""
+        step = self.controller.step
+        self.folder.cut_metrics(step)  # before the file is opened: cutting replaces it
+        return MetricSinks(jsonl=self.folder.metrics, tensorboard=self.folder.tensorboard, run=self.config.run.name, step=step)
 
     async def _evaluate_once(self, name: str) -> None:
         """Evaluate under a name, unless a former process of this run did."""

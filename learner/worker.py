@@ -34,8 +34,8 @@ from weights.source import DeepSpeedWeightSource
 if TYPE_CHECKING:
     from weights.nccl import NcclWeightSender
 
-IMAGE_CACHE_BYTES = 512 * 2**20
-"""Pixel values kept between steps: some twenty images of the largest size, or every image of a small data set."""
+IMAGE_CACHE_BYTES = 256 * 2**20
+"""Pixel values kept between steps: some ten images of the largest size, or most of a small data set."""
 
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth")
 

@@ -19,7 +19,7 @@ from tasks.quickstart.tokenizer import save_processor, train_tokenizer
 _VOCAB_SIZE = 800
 _CORPUS_SEED = 0  # fixed: token ids are the same for every seed of the weights
 _CORPUS_SIZES = QuickstartSizes(shapes=4000, digits=2000, arithmetic=2000)
-_HIDDEN = 256
+_HIDDEN = 192
 
 # Rethinking triggers and forms of an answer, so that they are few tokens too.
 _PHRASES = (
@@ -31,7 +31,7 @@ _PHRASES = (
 
 
 def build_tiny_model(folder: str | os.PathLike[str], seed: int = 1, *, prompt_suffix: str = DataConfig.prompt_suffix) -> Path:
-    """Make a Qwen2.5-VL of about 4.5 million random weights with a tokenizer for the quickstart's questions.
+    """Make a Qwen2.5-VL of about three million random weights with a tokenizer for the quickstart's questions.
 
     Args:
         folder: of the model; made when missing.
@@ -70,13 +70,13 @@ def _model_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
         text_config={
             "vocab_size": -(-len(tokenizer) // 64) * 64,  # more rows than tokens, as published checkpoints have
             "hidden_size": _HIDDEN,
-            "intermediate_size": 704,
+            "intermediate_size": 512,
             "num_hidden_layers": 4,
-            "num_attention_heads": 4,
+            "num_attention_heads": 6,
             "num_key_value_heads": 2,
             "max_position_embeddings": 4096,
             "rms_norm_eps": 1e-6,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
             "tie_word_embeddings": True,
             **ends,
         },
