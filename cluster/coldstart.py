@@ -23,7 +23,7 @@ from learner.group import LearnerGroup
 from tasks.errors import DataError
 from tasks.prompts import PromptEncoder, load_tokenizer
 from tasks.quickstart import build_data, build_tiny_model
-from tasks.worked import supervised_trajectories, worked_answers
+from tasks.worked import direct_trajectory, supervised_trajectories, worked_answers
 
 REPORT_EVERY_STEPS = 50
 
@@ -120,15 +120,20 @@ async def _supervised_phase(config: Config, folder: Path, progress: Progress) ->
     answers = worked_answers(
         config.data.path, config.data, examples=settings.examples, rethinking_fraction=settings.rethinking_fraction, seed=settings.seed
     )
-    trajectories = supervised_trajectories(answers, encoder=encoder, tokenizer=tokenizer)
+    examples = supervised_trajectories(answers, encoder=encoder, tokenizer=tokenizer)
     learner = LearnerGroup(_coldstart_config(config), str(base))
     try:
         await learner.start()
-        order = np.random.default_rng(settings.seed)
+        random = np.random.default_rng(settings.seed)
         for step in range(settings.steps):
-            rows = order.choice(len(trajectories), size=min(settings.batch_size, len(trajectories)), replace=False)
-            batch = ray.put(to_record_batch(trajectories[row] for row in rows))
-            loss = await learner.supervised_update([batch], step=step)
+            rows = random.choice(len(examples), size=min(settings.batch_size, len(examples)), replace=False)
+            direct_fraction = settings.direct_fraction if step >= settings.steps - settings.direct_steps else 0.0
+            shortened = random.random(len(rows)) < direct_fraction
+            batch = to_record_batch(
+                direct_trajectory(answers[row].prompt, encoder=encoder, tokenizer=tokenizer) if short else examples[row]
+                for row, short in zip(rows, shortened, strict=True)
+            )
+            loss = await learner.supervised_update([ray.put(batch)], step=step)
             if (step + 1) % REPORT_EVERY_STEPS == 0:
                 progress.say(f"cold start {step + 1}/{settings.steps}  loss {loss:.3f}")
         await learner.export_model(str(scratch / "model"))

@@ -12,6 +12,7 @@ from conf.schema import Config
 
 # Where things run, how long they may take and what is reported; everything else would make the resumed run another one.
 CHANGEABLE_SECTIONS = ("cluster", "rollout", "evaluation", "checkpoint", "weights")
+SAMPLING_KEYS = ("rollout.temperature", "rollout.top_p", "rollout.top_k")  # they are part of the policy
 CHANGEABLE_KEYS = ("run.name", "run.dir", "run.num_steps", "run.resume", "run.overwrite", "data.test_path", "data.max_bad_fraction")
 
 
@@ -29,7 +30,7 @@ def check_resumable(stored: Path, config: Config) -> None:
     now = _flat(OmegaConf.to_container(OmegaConf.create(resolved_yaml(config))))
     for key in sorted(before.keys() | now.keys()):
         changeable = key.split(".")[0] in CHANGEABLE_SECTIONS or key in CHANGEABLE_KEYS or key.endswith("timeout_s")
-        if not changeable and before.get(key) != now.get(key):
+        if (not changeable or key in SAMPLING_KEYS) and before.get(key) != now.get(key):
             raise ConfigError(
                 f"run.resume=true, but {key} is {now.get(key)!r} and the run in {stored.parent} has {before.get(key)!r}; "
                 f"set it back, or start another run"

@@ -146,6 +146,8 @@ _BOUNDS = {  # lowest and highest value, both allowed
     "checkpoint.keep_last": (1, INFINITY),
     "cluster.num_cpus": (1, INFINITY),
     "cluster.object_store_bytes": (MIN_OBJECT_STORE_BYTES, INFINITY),
+    "coldstart.direct_fraction": (0.0, 1.0),
+    "coldstart.direct_steps": (0, INFINITY),
     "coldstart.examples": (1, INFINITY),
     "coldstart.rethinking_fraction": (0.0, 1.0),
     "coldstart.seed": (0, INFINITY),
@@ -334,6 +336,8 @@ def _data(config: Config, at: _Speaker) -> Iterator[str]:
 
 
 def _model(config: Config, at: _Speaker) -> Iterator[str]:
+    if 0 < config.coldstart.steps < config.coldstart.direct_steps:
+        yield f"{at('coldstart.direct_steps')} are the last of all steps, but {at('coldstart.steps')}."
     if not config.model.path and config.coldstart.steps == 0:
         yield f"{at('model.path')} and {at('coldstart.steps')} leave no model; name a Hugging Face folder, or let the cold start make one."
 

@@ -240,6 +240,8 @@ class ColdstartConfig:
     seed: int = 1
     examples: int = 20000  # worked answers, drawn from the training data
     rethinking_fraction: float = 0.05  # of them with a rethinking turn
+    direct_steps: int = 0  # last steps, which teach the habit of answering without any work in direct_fraction of the batch
+    direct_fraction: float = 0.85
     cache_dir: str = ".cache/coldstart"  # keyed by the hash of these settings and of the data
 
 

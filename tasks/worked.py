@@ -5,6 +5,7 @@ Owns reading the extra columns ``worked`` and ``rethink``. Must not know how the
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,3 +105,23 @@ def supervised_trajectories(
             )
         )
     return trajectories
+
+
+def direct_trajectory(prompt: Prompt, *, encoder: PromptEncoder, tokenizer: PreTrainedTokenizerBase) -> Trajectory:
+    """The answer at once, as a habit: the box and nothing else, of which only the opening is learned.
+
+    Its content is no guess that a small model could make without work, and learning it would spoil what the model can see.
+
+    Args:
+        prompt: the question.
+        encoder: of the prompt.
+        tokenizer: of the answer.
+
+    Returns:
+        A trajectory whose loss mask ends with the opening brace.
+    """
+    answer = WorkedAnswer(prompt=prompt, text=f"\\boxed{{{prompt.answer}}}")
+    (trajectory,) = supervised_trajectories([answer], encoder=encoder, tokenizer=tokenizer)
+    opening = tokenizer.encode("\\boxed{", add_special_tokens=False)
+    habit = np.arange(len(trajectory.loss_mask)) < len(opening)
+    return dataclasses.replace(trajectory, loss_mask=habit)

@@ -1,4 +1,4 @@
-"""Stand-ins for tests: trajectories and rollout groups with chosen rewards."""
+"""Stand-ins for tests: trajectories and rollout groups with chosen rewards, a data set, gauges without Ray."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from algorithms.advantages import group_advantages
-from algorithms.types import ImageRef, RolloutGroup, Segment, Trajectory, VersionSpan
+from algorithms.types import ImageRef, Prompt, RolloutGroup, Segment, Trajectory, VersionSpan
 
 
 def make_trajectory(
@@ -102,3 +102,58 @@ def make_group(
         for i, (reward, advantage, is_right) in enumerate(zip(rewards, advantages, right, strict=True))
     )
     return RolloutGroup(group_id=f"{prompt_id}@{visit}", prompt_id=prompt_id, trajectories=trajectories)
+
+
+class FakePrompts(Sequence[Prompt]):
+    """A data set of the prompts p0, p1, ...
+
+    Args:
+        count: of prompts.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Prompt:  # type: ignore[override]
+        if index >= self._count:
+            raise IndexError(index)
+        return Prompt(prompt_id=f"p{index}", question="1+1=?", image_paths=(), answer="2", category="", source="")
+
+
+class FakeGauges:
+    """ray.util.metrics.Gauge without Ray; ``values`` holds the last value by name."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+
+    def make(self, name: str, description: str, tag_keys: tuple[str, ...]) -> FakeGauge:
+        """In place of the constructor.
+
+        Args:
+            name: of the metric.
+            description: for people.
+            tag_keys: that the default tags must have.
+
+        Returns:
+            A gauge that writes into ``values``.
+        """
+        assert description
+        return FakeGauge(self.values, name, tag_keys)
+
+
+class FakeGauge:
+    """One gauge of FakeGauges."""
+
+    def __init__(self, values: dict[str, float], name: str, tag_keys: tuple[str, ...]) -> None:
+        self._values, self._name, self._tag_keys = values, name, tag_keys
+
+    def set_default_tags(self, tags: dict[str, str]) -> None:
+        """As Ray's."""
+        assert set(tags) == set(self._tag_keys)
+
+    def set(self, value: float) -> None:
+        """As Ray's."""
+        self._values[self._name] = value

@@ -5,10 +5,11 @@ Owns wording and answers. Must not know files or layouts: a question names its p
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,6 +47,8 @@ _THREE_DIGITS = {
     ),
 }
 _ARITHMETIC = ("What is {0}?", "Calculate {0}.", "Work out {0}.", "{0}=?")
+_ARITHMETIC_OPERANDS = {"+": 20, "-": 20, "*": 10}  # the largest
+_CLOSED_SHARE = 0.3  # of the questions about shapes; a guess is right half the time, which is little to learn from
 _TEST_SHARE = 5  # one expression in five is kept for the test questions
 
 
@@ -85,7 +88,7 @@ def shape_answer(question: str, *, shape: str, color: str) -> str:
 def shape_questions(
     questions: Sequence[tuple[str, str, int]], *, pictures: Mapping[int, tuple[str, str]], split: Split, count: int, seed: int
 ) -> list[Question]:
-    """Choose easy-VQA questions so that the picture is needed: half open, a quarter each about something present and absent.
+    """Choose easy-VQA questions so that the picture is needed: most of them open, the others about something present or absent.
 
     Args:
         questions: (text, answer, picture number), as the package has them.
@@ -103,7 +106,8 @@ def shape_questions(
         shape, color = pictures[number]
         kind = "open" if text.startswith("what") else "present" if _mentions(text, shape=shape, color=color) else "absent"
         kinds[kind].append((text, answer, number))
-    shares = {"open": count - 2 * (count // 4), "present": count // 4, "absent": count // 4}
+    closed = round(count * _CLOSED_SHARE / 2)
+    shares = {"open": count - 2 * closed, "present": closed, "absent": closed}
     chosen = [row for kind, rows in kinds.items() for row in rng.sample(rows, min(shares[kind], len(rows)))]
     rng.shuffle(chosen)
     return [_shape_question(rng, row, pictures[row[2]], split) for row in chosen]
@@ -158,33 +162,35 @@ def arithmetic_questions(*, count: int, seed: int, split: Split) -> list[Questio
 
     Returns:
         count questions without pictures.
+
+    Raises:
+        ValueError: when there aren't so many.
     """
     rng = random.Random(f"arithmetic/{split}/{seed}")
-    makers: tuple[tuple[str, Callable[[], list[int]]], ...] = (
-        ("+", lambda: [rng.randint(0, 50), rng.randint(0, 50)]),
-        ("-", lambda: [rng.randint(0, 50), rng.randint(0, 50)]),
-        ("*", lambda: [rng.randint(0, 12), rng.randint(0, 12)]),
-    )
-    made: dict[str, Question] = {}
-    while len(made) < count:
-        operator, operands = rng.choice(makers)
-        numbers = operands()
-        if _split_of(numbers, operator) != split:
-            continue
-        text = rng.choice(_ARITHMETIC).format(_expression(numbers, operator))
+    possible = [
+        (template, operator, [a, b])
+        for operator, largest in _ARITHMETIC_OPERANDS.items()
+        for a, b in itertools.product(range(largest + 1), repeat=2)
+        if _split_of([a, b], operator) == split
+        for template in _ARITHMETIC
+    ]
+    made = []
+    for template, operator, numbers in rng.sample(possible, count):
         wrong = [numbers[0] + rng.choice((-1, 1, 10)), *numbers[1:]]
         first = _calculation(numbers, operator, result=_value(wrong, operator))
         worked = _calculation(numbers, operator)
-        made[text] = Question(
-            text=text,
-            answer=str(_value(numbers, operator)),
-            image_keys=(),
-            category="arithmetic",
-            source="arithmetic",
-            worked=worked,
-            rethink=_rethink(rng, right=worked, wrong=first),
+        made.append(
+            Question(
+                text=template.format(_expression(numbers, operator)),
+                answer=str(_value(numbers, operator)),
+                image_keys=(),
+                category="arithmetic",
+                source="arithmetic",
+                worked=worked,
+                rethink=_rethink(rng, right=worked, wrong=first),
+            )
         )
-    return list(made.values())
+    return made
 
 
 def _shape_question(rng: random.Random, row: tuple[str, str, int], picture: tuple[str, str], split: Split) -> Question:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
-MIN_PIXELS = 56 * 56  # 4 image tokens
+MIN_PIXELS = 28 * 28  # 1 image token
 MAX_PIXELS = 112 * 112  # 16 image tokens; a 64x64 picture becomes 56x56
 
 SPECIAL_TOKENS = (

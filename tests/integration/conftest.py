@@ -31,6 +31,7 @@ class Workshop:
             f"data.test_path={self.folder}/data/test",
             f"coldstart.cache_dir={self.folder}/coldstart",
             "coldstart.steps=30",
+            "coldstart.direct_steps=5",
             "coldstart.examples=600",
             "coldstart.batch_size=32",
             "evaluation.num_questions=40",

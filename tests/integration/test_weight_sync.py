@@ -113,6 +113,23 @@ def test_greedy_is_the_argmax_and_takes_one_sample(served: Served) -> None:
     served.runner.run(check())
 
 
+def test_more_seeded_prompts_than_fit_into_one_batch_do_not_end_the_engine(served: Served) -> None:
+    """With chunked prefill a prompt is cut at the token budget, and vLLM then rewinds a CPU generator, which cannot be rewound."""
+
+    async def check() -> None:
+        prompts = [served.judge.prompt(f"{number} " + "What is shown in this picture? " * 16) for number in range(40)]
+        assert sum(map(len, prompts)) > 2 * ROLLOUT.max_batched_tokens
+        requests = (
+            served.engine.generate(prompt, [served.judge.image], ["picture"], n=2, temperature=1.0, max_tokens=8, seed=number)
+            for number, prompt in enumerate(prompts)
+        )
+        answers = await asyncio.gather(*requests)
+        assert [len(samples) for samples in answers] == [2] * len(prompts)
+        await served.engine.health()
+
+    served.runner.run(check())
+
+
 def test_end_of_sequence_token_is_kept_with_its_logprob(served: Served) -> None:
     end = served.judge.tokenizer.eos_token_id
     (sample,) = served.runner.run(served.generate(allowed_token_ids=[end]))

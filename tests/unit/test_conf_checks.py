@@ -47,6 +47,7 @@ def test_possible_combinations(overrides: list[str]) -> None:
 
 BROKEN = [
     (["run.seed=-1"], ["run.seed = -1", "at least 0"]),
+    (["coldstart.steps=20", "coldstart.direct_steps=30"], ["coldstart.direct_steps = 30", "coldstart.steps = 20"]),
     (["run.num_steps=0"], ["run.num_steps = 0", "at least 1"]),
     (["run.resume=true", "run.overwrite=true"], ["run.resume = true", "run.overwrite = true"]),
     (["run.dir=' '"], ["run.dir = ' '"]),

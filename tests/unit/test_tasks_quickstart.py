@@ -58,13 +58,13 @@ def test_train_and_test_share_no_picture_and_no_expression(data):
 def test_an_expression_is_in_one_split_whatever_the_order_of_its_operands():
     def sums(split):
         found = set()
-        for question in arithmetic_questions(count=2000, seed=1, split=split):
+        for question in arithmetic_questions(count=600, seed=1, split=split):
             left = question.worked.partition("=")[0]
             if "+" in left:
                 found.add(tuple(sorted(left.split("+"))))
         return found
 
-    assert len(sums("test")) > 200
+    assert len(sums("test")) > 30
     assert not sums("train") & sums("test")
 
 
@@ -130,7 +130,7 @@ def test_the_model_runs_on_two_pictures_as_its_processor_lays_them_out(data, mod
     config = json.loads((model_folder / "config.json").read_text())
     assert config["model_type"] == "qwen2_5_vl"
     assert config["architectures"] == ["Qwen2_5_VLForConditionalGeneration"]
-    assert 4.0e6 < sum(parameter.numel() for parameter in model.parameters()) < 5.0e6
+    assert 2.0e6 < sum(parameter.numel() for parameter in model.parameters()) < 3.0e6
     assert config["text_config"]["vocab_size"] >= len(processor.tokenizer)
 
     prompt = next(prompt for prompt in PromptDataset(data.train) if len(prompt.image_paths) == 2)
@@ -139,8 +139,7 @@ def test_the_model_runs_on_two_pictures_as_its_processor_lays_them_out(data, mod
     encoder = PromptEncoder(tokenizer, suffix=DataConfig.prompt_suffix, max_prompt_tokens=64, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
     ids = encoder.encode(prompt, [image.size for image in loaded])
     batch = processor(text=[tokenizer.decode(ids)], images=[image.image for image in loaded], return_tensors="pt")
-    expanded = [token for token in ids.tolist() for _ in range(4 if token == config["image_token_id"] else 1)]
-    assert batch["input_ids"][0].tolist() == expanded
+    assert batch["input_ids"][0].tolist() == ids.tolist()  # a digit is one image token
     with torch.no_grad():
         logits = model(**batch).logits
     assert torch.isfinite(logits).all()

@@ -1,0 +1,65 @@
+"""The prompt ledger: every prompt once an epoch, and nothing lost or doubled when a process ends in between."""
+
+import pytest
+
+from cluster.ledger import PromptLedger
+from tests.fakes import FakePrompts
+
+
+def issue(ledger, count):
+    return [ledger.issue() for _ in range(count)]
+
+
+def test_an_epoch_has_every_prompt_once_and_visits_have_names_of_their_own():
+    ledger = PromptLedger(FakePrompts(7), seed=1)
+    requests = issue(ledger, 21)
+    for epoch in range(3):
+        assert {request.prompt.prompt_id for request in requests[7 * epoch : 7 * epoch + 7]} == {f"p{i}" for i in range(7)}
+    assert len({request.group_id for request in requests}) == len({request.seed for request in requests}) == 21
+    assert ledger.owed == 21
+
+
+def test_the_order_depends_on_the_seed_only():
+    orders = [[request.group_id for request in issue(PromptLedger(FakePrompts(50), seed=seed), 50)] for seed in (1, 1, 2)]
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_what_was_owed_is_issued_again_first_and_with_the_same_seed():
+    ledger = PromptLedger(FakePrompts(20), seed=1)
+    first = issue(ledger, 8)
+    ledger.settle(request.group_id for request in first[:5])
+    state = ledger.state()
+    rest = issue(ledger, 12)
+
+    resumed = PromptLedger(FakePrompts(20), seed=1)
+    resumed.restore(state)
+    again = issue(resumed, 15)
+    assert again == first[5:] + rest
+    assert resumed.owed == 15
+
+
+def test_a_second_restore_still_owes_what_the_first_did():
+    ledger = PromptLedger(FakePrompts(20), seed=1)
+    owed = issue(ledger, 4)
+    middle = PromptLedger(FakePrompts(20), seed=1)
+    middle.restore(ledger.state())
+    assert middle.issue() == owed[0]
+    last = PromptLedger(FakePrompts(20), seed=1)
+    last.restore(middle.state())
+    assert sorted(request.group_id for request in issue(last, 4)) == sorted(request.group_id for request in owed)
+
+
+def test_a_bad_prompt_is_not_issued_again_not_even_after_a_restore():
+    ledger = PromptLedger(FakePrompts(3), seed=1)
+    bad = ledger.issue()
+    ledger.discard([bad.group_id])
+    resumed = PromptLedger(FakePrompts(3), seed=1)
+    resumed.restore(ledger.state())
+    for one in (ledger, resumed):
+        assert bad.prompt.prompt_id not in {request.prompt.prompt_id for request in issue(one, 8)}
+
+
+def test_no_usable_prompt_is_an_error():
+    ledger = PromptLedger(FakePrompts(2), seed=1)
+    with pytest.raises(ValueError, match="none of the 2 prompts"):
+        ledger.discard([request.group_id for request in issue(ledger, 2)])
