@@ -2,7 +2,8 @@
 
     python -m benchmarks.end_to_end --model .cache/coldstart/HASH --trl-python /path/to/venv/bin/python
 
-- system: one training step (64 prompts x 8, one update) against TRL's GRPOTrainer with Hugging Face generate
+- system: one training step (64 prompts x 8, one update) against TRL's GRPOTrainer with Hugging Face generate,
+  on questions with one image each
 - rollout: groups per second through the rollout actor into replay, against the same requests given straight to vLLM's engine
 - update: the learner's update against the same batch in a plain DeepSpeed loop
 
@@ -23,6 +24,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute
 import ray
 
 from actors.actor import RolloutActor
@@ -103,7 +105,7 @@ def _trl_steps(config: Config, python: Path, steps: int) -> list[tuple[float, in
 def _rethinker_steps(config: Config, steps: int) -> list[tuple[float, int]]:
     with tempfile.TemporaryDirectory() as folder:
         words = [
-            f"model.path={config.model.path}", "coldstart.steps=0", "replay.mode=none", "data.images=only", f"run.dir={folder}/run",
+            f"model.path={config.model.path}", "coldstart.steps=0", "replay.mode=none", "data.categories=[shapes]", f"run.dir={folder}/run",
             f"run.num_steps={steps + WARM_STEPS}", "data.test_path=", "checkpoint.every_steps=0", "cluster.dashboard=false",
         ]  # fmt: skip
         command = [sys.executable, "-m", "cluster", "train", str(QUICKSTART), *words]
@@ -234,7 +236,7 @@ def update(config: Config, *, rounds: int) -> str:
 
 
 async def _roll_out_once(config: Config) -> Any:
-    """One step's batch, zero advantages included."""
+    """One step's batch; without zero advantages, which the learner leaves out and a plain loop doesn't."""
     prompts = [prompt for prompt in PromptDataset(config.data.path) if prompt.image_paths][: config.algorithm.prompts_per_step]
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
@@ -251,7 +253,7 @@ async def _roll_out_once(config: Config) -> Any:
         )
         _, shard = ray.get(draw, timeout=120)
         await actor.close.remote()
-        return shard
+        return shard.filter(pyarrow.compute.not_equal(shard["advantage"], 0.0))
     finally:
         ray.shutdown()
 

@@ -161,6 +161,33 @@ def coldstart(config: ConfigArgument, overrides: OverridesArgument = None) -> No
         typer.echo(run(settings))
 
 
+@app.command(epilog=_example("rethinker curves runs/quickstart", "rethinker curves runs/none runs/episode --output modes.png"))
+def curves(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, by their paths.", show_default=False)],
+    output: Annotated[Path, typer.Option(help="The picture to write, PNG.")] = Path("curves.png"),
+) -> None:
+    """Draw one run's step metrics, or compare several runs.
+
+    Of several runs each panel shows its first metric only, one line a run.
+    """
+    with _refusals():
+        from cluster.metrics import read_metrics
+        from cluster.plots import plot_curves
+
+        for run in runs:
+            if not (run / "metrics.jsonl").is_file():
+                raise RunFolderError(f"{run} is no run folder: there is no metrics.jsonl in it")
+        try:
+            rows = {run.name: read_metrics(run / "metrics.jsonl") for run in runs}
+        except ValueError as error:
+            raise RunFolderError(str(error)) from error
+        if len(rows) < len(runs):
+            raise RunFolderError(f"two of the run folders have one name: {', '.join(map(str, runs))}")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        plot_curves(rows, output)
+        typer.echo(output)
+
+
 @app.command("config", epilog=_example("rethinker config default", "rethinker config quickstart replay.mode=fresh --check"))
 def print_config(
     config: ConfigArgument,

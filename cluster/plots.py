@@ -11,10 +11,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-PANELS = (
-    ("Accuracy of rollouts", ("accuracy/strict", "accuracy/lenient"), "share of responses"),
+PANELS = (  # title, metrics, unit
+    ("Accuracy of rollouts", ("accuracy/lenient", "accuracy/strict"), "share of responses"),
     ("Effective-query ratio", ("effective_query_ratio",), "share of prompts"),
-    ("Importance ratios", ("ratio/mean", "ratio/ess", "ratio/clip_fraction"), "ratio or share"),
+    ("Importance ratios", ("ratio/ess", "ratio/mean", "ratio/clip_fraction"), "ratio or share"),
     ("Staleness and age", ("staleness/mean", "staleness/max", "replay/age_mean"), "policy versions"),
     ("Response length", ("response/length_mean",), "tokens"),
     ("Where a step's time goes", ("time/replay_wait_s", "time/update_s", "time/weight_sync_s"), "seconds"),
@@ -25,16 +25,16 @@ def plot_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
     """Draw the panels of one or several runs into one picture.
 
     Args:
-        runs: metrics.jsonl rows by the run's name; the names are shown when there are several.
+        runs: metrics.jsonl rows by the run's name; of several runs, each panel shows its first metric only.
         path: PNG to write.
     """
     figure, axes = plt.subplots(2, 3, figsize=(14, 7), constrained_layout=True)
     for axis, (title, names, unit) in zip(axes.flat, PANELS, strict=True):
         for run, rows in runs.items():
-            for name in names:
+            for name in names if len(runs) == 1 else names[:1]:
                 points = [(row["step"], row[name]) for row in rows if name in row]
                 if points:
-                    axis.plot(*zip(*points, strict=True), label=name if len(runs) == 1 else f"{run}: {name}", linewidth=1.4)
+                    axis.plot(*zip(*points, strict=True), label=name if len(runs) == 1 else run, linewidth=1.4)
         axis.set_title(title)
         axis.set_xlabel("step")
         axis.set_ylabel(unit)

@@ -33,25 +33,36 @@ class RunFolder:
         self.log = self.path / "log.txt"
         self.state = self.path / "state.json"
 
+    def refuse(self, *, resume: bool, overwrite: bool) -> None:
+        """Refuse to touch another run's folder; changes nothing.
+
+        Args:
+            resume: the caller will go on in a folder that holds a run.
+            overwrite: the caller will remove what a former run left.
+
+        Raises:
+            RunFolderError: when the folder holds a run and neither is set, or resume finds nothing.
+        """
+        holds_a_run = self.config.exists()
+        if resume and not holds_a_run:
+            raise RunFolderError(f"run.resume=true, but {self.path} holds no run; start it with run.resume=false")
+        if holds_a_run and not resume and not overwrite:
+            raise RunFolderError(
+                f"{self.path} holds a run; set run.resume=true to go on, run.overwrite=true to replace it, or another run.name"
+            )
+
     def open(self, *, resume: bool, overwrite: bool) -> None:
-        """Make the folder, or refuse to touch another run's.
+        """Make the folder.
 
         Args:
             resume: go on in a folder that holds a run.
             overwrite: remove what a former run left.
 
         Raises:
-            RunFolderError: when the folder holds a run and neither is set, or resume finds nothing.
+            RunFolderError: as refuse does.
         """
-        holds_a_run = self.config.exists()
-        if resume:
-            if not holds_a_run:
-                raise RunFolderError(f"run.resume=true, but {self.path} holds no run; start it with run.resume=false")
-        elif holds_a_run and not overwrite:
-            raise RunFolderError(
-                f"{self.path} holds a run; set run.resume=true to go on, run.overwrite=true to replace it, or another run.name"
-            )
-        elif holds_a_run:
+        self.refuse(resume=resume, overwrite=overwrite)
+        if overwrite and self.config.exists():
             shutil.rmtree(self.path)
         for folder in (self.path, self.trajectories, self.checkpoints):
             folder.mkdir(parents=True, exist_ok=True, mode=0o750)

@@ -26,11 +26,12 @@ from cluster.run_folder import RunFolder, write_atomically, write_json
 from cluster.session import ray_session
 from cluster.transport import make_transport
 from cluster.waiting import answer_within
-from conf.loading import resolved_yaml
+from conf.loading import ConfigError, resolved_yaml
 from conf.schema import Config
 from learner.group import LearnerGroup
 from replay.actor import ReplayActor
 from tasks.dataset import PromptDataset
+from tasks.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -55,25 +56,34 @@ def train(config: Config) -> int:
     """
     progress = Progress()
     folder = RunFolder(config.run.dir)
-    if config.run.resume and folder.config.exists():
+    opening = {"resume": config.run.resume, "overwrite": config.run.overwrite}
+    folder.refuse(**opening)
+    if config.run.resume:
         check_resumable(folder.config, config)
-    folder.open(resume=config.run.resume, overwrite=config.run.overwrite)
-    handler = logging.FileHandler(folder.log)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.getLogger().addHandler(handler)
-    write_atomically(folder.config, resolved_yaml(config))
-    prepare_data(config, progress)
     try:
-        with ray_session(config):
+        with ray_session(config):  # which refuses a cluster that is too small, before anything is written
+            folder.open(**opening)
+            _log_to(folder.log)
+            write_atomically(folder.config, resolved_yaml(config))
+            prepare_data(config, progress)
             asyncio.run(_Run(config, folder, progress).run())
     except (KeyboardInterrupt, asyncio.CancelledError):
         progress.say(f"interrupted; run.resume=true goes on from the newest checkpoint in {folder.checkpoints}")
         return INTERRUPTED_EXIT_CODE
-    except ExceptionGroup as failures:
+    except (ConfigError, DataError):
+        raise
+    except Exception as failure:  # whatever ended a role or a loop: told in a line, kept whole in the log
         logger.exception("the run failed")
-        progress.say(f"the run failed: {first_cause(failures)}\n{folder.log} has the whole story; run.resume=true goes on where it can.")
+        progress.say(f"the run failed: {first_cause(failure)}\n{folder.log} has the whole story; run.resume=true goes on where it can.")
         return FAILED_EXIT_CODE
     return 0
+
+
+def _log_to(path: Path) -> None:
+    """Keep what the roles of the driver log."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
 
 
 def first_cause(error: BaseException) -> str:

@@ -151,6 +151,7 @@ class ReplayBuffer:
         older = self._pool(0, num_older, policy_version)
         draw = self._plan.draw(self._rng, fresh=fresh, older=older, num_rows=num_updates * batch_size)
         shards, ages = self._deal(draw, policy_version=policy_version, batch_size=batch_size, num_shards=num_shards)
+        held = self.stats()["size"]  # while the batch was drawn: in three of the modes nothing outlives its step
         self._expire(policy_version, step_trajectories)
         self._counters.consumed_groups += num_groups
         self._counters.sampled += len(draw.positions)
@@ -158,6 +159,7 @@ class ReplayBuffer:
         stats = {
             **step_figures(summaries, policy_version=policy_version),
             **{f"replay/{name}": count for name, count in self.stats().items()},
+            "replay/size": held,
             "replay/empty": float(num_drawn == 0),
             "replay/candidates": len(fresh.positions) + len(older.positions),
             "replay/drawn": num_drawn,

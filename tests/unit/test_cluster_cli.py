@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 RUNNER = CliRunner()
 
 
-@pytest.mark.parametrize("command", [["train"], ["evaluate"], ["coldstart"], ["config"], ["data", "build"]], ids=" ".join)
+@pytest.mark.parametrize("command", [["train"], ["evaluate"], ["coldstart"], ["curves"], ["config"], ["data", "build"]], ids=" ".join)
 def test_every_command_explains_itself_with_an_example(command: list[str]) -> None:
     result = RUNNER.invoke(app, [*command, "--help"])
     assert result.exit_code == 0
@@ -27,7 +27,7 @@ def test_every_command_explains_itself_with_an_example(command: list[str]) -> No
 def test_the_root_help_lists_the_commands() -> None:
     result = RUNNER.invoke(app, ["--help"])
     assert result.exit_code == 0
-    assert all(f"  {name} " in result.output for name in ("train", "evaluate", "coldstart", "data", "config"))
+    assert all(f"  {name} " in result.output for name in ("train", "evaluate", "coldstart", "curves", "data", "config"))
     assert "rethinker train quickstart" in result.output
 
 
@@ -57,6 +57,7 @@ def test_config_prints_what_loads_to_the_same_settings(tmp_path: Path) -> None:
         (["evaluate", "quickstart", "run.dir=nowhere"], ["run.dir = 'nowhere'", "nowhere/model"]),
         (["evaluate", "quickstart", "data.generate=", "data.test_path=", f"data.path={ROOT}"], ["data.test_path = ''"]),
         (["coldstart", "quickstart", "coldstart.steps=0"], ["coldstart.steps = 0", "model.path = ''"]),
+        (["curves", "nowhere"], ["nowhere", "no metrics.jsonl"]),
         (["config", "quickstart", "learner.zero_stage=9", "--check"], ["learner.zero_stage = 9", "0 to 3"]),
         (["data", "build", "imagenet"], ["'imagenet'", "quickstart"]),
     ],
@@ -141,8 +142,8 @@ def test_evaluate_defaults_to_the_run_s_own_model(monkeypatch: pytest.MonkeyPatc
 
 def test_coldstart_prints_the_model_s_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     replace_module(monkeypatch, "cluster.coldstart", run=lambda config: Path("folder") / str(config.coldstart.steps))
-    result = RUNNER.invoke(app, ["coldstart", "quickstart", "coldstart.steps=7"])
-    assert (result.exit_code, result.stdout) == (0, "folder/7\n")
+    result = RUNNER.invoke(app, ["coldstart", "quickstart", "coldstart.steps=70"])
+    assert (result.exit_code, result.stdout) == (0, "folder/70\n")
 
 
 def test_data_build_refuses_a_folder_that_holds_something_else(tmp_path: Path) -> None:
@@ -153,3 +154,16 @@ def test_data_build_refuses_a_folder_that_holds_something_else(tmp_path: Path) -
     assert result.stderr.count("\n") == 1
     assert str(tmp_path) in result.stderr
     assert (tmp_path / "train" / "precious.txt").read_text() == "mine"
+
+
+def test_curves_of_one_run_and_of_several(tmp_path: Path) -> None:
+    for name in ("none", "episode"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "effective_query_ratio": 0.5}\n')
+    runs = [str(tmp_path / name) for name in ("none", "episode")]
+    for chosen in (runs[:1], runs):
+        picture = tmp_path / "pictures" / f"{len(chosen)}.png"
+        assert RUNNER.invoke(app, ["curves", *chosen, "--output", str(picture)]).exit_code == 0
+        assert picture.read_bytes()[:4] == b"\x89PNG"
+    twice = RUNNER.invoke(app, ["curves", runs[0], runs[0]])
+    assert twice.exit_code == 2 and "one name" in twice.output

@@ -366,7 +366,7 @@ def test_figures_are_over_all_consumed_trajectories():
     assert stats["staleness/max"] == 2
     assert stats["rollout/tokens_generated"] == 2 * 2 + 2 * 9 + 2 * 6  # triggers weren't sampled
     assert (stats["rollout/groups"], stats["rollout/trajectories"]) == (3, 6)
-    assert (stats["replay/inserted"], stats["replay/admitted"], stats["replay/sampled"], stats["replay/size"]) == (6, 2, 16, 0)
+    assert (stats["replay/inserted"], stats["replay/admitted"], stats["replay/sampled"], stats["replay/size"]) == (6, 2, 16, 2)
     assert all(isinstance(value, int | float) for value in stats.values())
 
 
