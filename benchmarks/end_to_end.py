@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("system", "rollout", "update"))
     arguments = parser.parse_args()
     config = load_config(str(QUICKSTART), [f"model.path={arguments.model}", "coldstart.steps=0", "replay.mode=none"])
-    print(conditions("python -m benchmarks.end_to_end " + " ".join(word for word in sys.argv[1:] if not Path(word).is_absolute())))
+    print(conditions("python -m benchmarks.end_to_end " + " ".join("PATH" if Path(word).is_absolute() else word for word in sys.argv[1:])))
     if arguments.only in (None, "system") and arguments.trl_python:
         print(system(config, arguments.trl_python, rounds=arguments.rounds, steps=arguments.steps), flush=True)
     if arguments.only in (None, "rollout"):
@@ -106,12 +106,13 @@ def _rethinker_steps(config: Config, steps: int) -> list[tuple[float, int]]:
     with tempfile.TemporaryDirectory() as folder:
         words = [
             f"model.path={config.model.path}", "coldstart.steps=0", "replay.mode=none", "data.categories=[shapes]", f"run.dir={folder}/run",
-            f"run.num_steps={steps + WARM_STEPS}", "data.test_path=", "checkpoint.every_steps=0", "cluster.dashboard=false",
+            f"run.num_steps={steps + WARM_STEPS}", "data.generate=", "data.test_path=", "checkpoint.every_steps=0",
+            "cluster.dashboard=false",
         ]  # fmt: skip
         command = [sys.executable, "-m", "cluster", "train", str(QUICKSTART), *words]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise RuntimeError(f"our side failed:\n{done.stdout[-3000:]}")
+            raise RuntimeError(f"our side failed:\n{(done.stdout + done.stderr)[-3000:]}")
         rows = read_metrics(Path(folder) / "run" / "metrics.jsonl")[WARM_STEPS:]
     return [(row["time/step_s"], row["rollout/trajectories"]) for row in rows]
 

@@ -37,7 +37,8 @@ def plot_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
                     axis.plot(*zip(*points, strict=True), label=name if len(runs) == 1 else run, linewidth=1.4)
         axis.set_title(title)
         axis.set_xlabel("step")
-        axis.set_ylabel(unit)
+        axis.set_ylabel(unit if len(runs) == 1 else f"{names[0]}, {unit}")
+        axis.ticklabel_format(useOffset=False)
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend(fontsize=8)
