@@ -99,13 +99,15 @@ class Controller:
 
     async def _roll_out(self, num_prompts: int) -> None:
         """Consumes admitted prompts, produces groups in replay; waits for one replica."""
-        receipt = await self.fleet.rollout([self.ledger.issue() for _ in range(num_prompts)])
+        requests = [self.ledger.issue() for _ in range(num_prompts)]
+        receipt = await self.fleet.rollout(requests)
         self.ledger.settle(receipt.delivered)
         self.ledger.discard(group_id for group_id, _ in receipt.bad)
         self._admission.finish(accepted=len(receipt.delivered), dropped=len(receipt.bad))
         self._handed_out += num_prompts
         self.generated_tokens += receipt.generated_tokens
-        self.bad_rows.report(receipt.bad, handed_out=self._handed_out)
+        row_ids = {request.group_id: request.prompt.prompt_id for request in requests}
+        self.bad_rows.report(((row_ids[group_id], reason) for group_id, reason in receipt.bad), handed_out=self._handed_out)
 
     async def _consume(self) -> None:
         """Consumes prompts_per_step groups a step, produces a version; waits for replay, then the learner, then the fleet."""

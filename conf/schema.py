@@ -164,7 +164,7 @@ class ReplayConfig:
     max_trajectories: int = 65536
     age_decay_steps: float = 500.0  # tau, in policy versions (mode fresh)
     max_age: int = 8  # nothing older is drawn, in policy versions (mode fresh)
-    timeout_s: float = 600.0  # how long a draw waits for fresh groups
+    timeout_s: float = 600.0  # how long a draw waits for fresh groups, and an insert for room
 
 
 @dataclass(frozen=True)

@@ -55,16 +55,22 @@ class ReplayActor:
         return f"ReplayActor(mode={self._config.mode.value})"
 
     @ray.method(concurrency_group="data")
-    async def insert(self, batch: pa.RecordBatch) -> InsertReceipt:
-        """Take in whole rollout groups and wake the samples that wait for them; see ReplayBuffer.insert.
+    async def insert(self, batch: pa.RecordBatch, *, timeout_s: float | None = None) -> InsertReceipt:
+        """Wait for room, take in whole rollout groups and wake the samples that wait for them; see ReplayBuffer.insert.
 
         Args:
             batch: of TRAJECTORY_SCHEMA.
+            timeout_s: how long to wait while rows that no step has consumed fill the buffer; None: ``replay.timeout_s``.
 
         Returns:
             What was new.
+
+        Raises:
+            TimeoutError: when no step makes room in time; nothing is inserted.
+            ReplayFullError: when the batch alone is larger than the buffer.
         """
-        async with self._limiter.change():
+        rows, deadline_s = batch.num_rows, self._config.timeout_s if timeout_s is None else timeout_s
+        async with self._limiter.room(lambda: self._buffer.has_room(rows), num_trajectories=rows, timeout_s=deadline_s):
             receipt = self._buffer.insert(batch)
             self._stats = self._buffer.stats()
         if self._archive is not None and receipt.duplicate_groups == 0:
@@ -162,14 +168,14 @@ class ReplayActor:
         Returns:
             Name -> count; see ReplayBuffer.stats.
         """
-        return {**self._stats, "waiting_samples": self._limiter.num_waiting}
+        return {**self._stats, "waiting_samples": self._limiter.num_waiting, "waiting_inserts": self._limiter.num_blocked}
 
     @ray.method(concurrency_group="control")
     async def health(self) -> dict[str, Any]:
         """Tell that the actor lives.
 
         Returns:
-            Its role, name, process id, uptime in seconds and number of samples that wait.
+            Its role, name, process id, uptime in seconds and how many samples and inserts wait.
         """
         return {
             "role": "replay",
@@ -177,4 +183,5 @@ class ReplayActor:
             "pid": os.getpid(),
             "uptime_s": time.monotonic() - self._started,
             "waiting_samples": self._limiter.num_waiting,
+            "waiting_inserts": self._limiter.num_blocked,
         }

@@ -87,6 +87,18 @@ class ReplayBuffer:
         """Groups, uniform ones included, that no step has consumed yet."""
         return len(self._waiting)
 
+    def has_room(self, num_trajectories: int) -> bool:
+        """Whether an insert can't fail for want of room.
+
+        Args:
+            num_trajectories: of the batch; those that the mode can't draw count too.
+
+        Returns:
+            True as well for a batch that is larger than the whole buffer, for which nobody needs to wait.
+        """
+        capacity, waiting = self._config.max_trajectories, len(self._storage) - self._num_consumed()
+        return num_trajectories > capacity or waiting + num_trajectories <= capacity
+
     def insert(self, batch: pa.RecordBatch) -> InsertReceipt:
         """Take in whole rollout groups; what the mode can't draw is counted and not stored.
 

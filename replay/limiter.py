@@ -1,6 +1,7 @@
 """Who may go when: the limiter.
 
-Owns the waiting of samples for fresh groups, woken by inserts and bounded by a deadline. Must not know rows, draws or Ray. One event loop.
+Owns the waiting of samples for fresh groups and of inserts for room, woken by each other and bounded by deadlines. Must not know rows,
+draws or Ray. One event loop.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from contextlib import asynccontextmanager
 
 
 class FreshGroupLimiter:
-    """Lets a sample go once enough fresh groups are there.
+    """Lets a sample go once enough fresh groups are there, and an insert once there is room.
 
     Args:
         ready_groups: tells how many groups no step has consumed yet.
@@ -20,23 +21,28 @@ class FreshGroupLimiter:
     def __init__(self, ready_groups: Callable[[], int]) -> None:
         self._ready_groups = ready_groups
         self._changed = asyncio.Condition()
-        self._num_waiting = 0
+        self._waiting = {"samples": 0, "inserts": 0}
 
     @property
     def num_waiting(self) -> int:
         """Samples that wait now."""
-        return self._num_waiting
+        return self._waiting["samples"]
+
+    @property
+    def num_blocked(self) -> int:
+        """Inserts that wait for room now."""
+        return self._waiting["inserts"]
 
     @asynccontextmanager
     async def change(self) -> AsyncIterator[None]:
-        """Hold the content alone while it changes, then wake the samples that wait."""
+        """Hold the content alone while it changes, then wake whoever waits."""
         async with self._changed:
             yield
             self._changed.notify_all()
 
     @asynccontextmanager
     async def fresh_groups(self, num_groups: int, *, timeout_s: float) -> AsyncIterator[None]:
-        """Wait until fresh groups are there, then hold the content alone.
+        """Wait until fresh groups are there, then hold the content alone and wake the inserts that wait for room.
 
         Args:
             num_groups: how many.
@@ -46,15 +52,44 @@ class FreshGroupLimiter:
             TimeoutError: says how many groups were waited for and how many were there.
         """
         async with self._changed:
-            self._num_waiting += 1
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._changed.wait_for(lambda: self._ready_groups() >= num_groups)
-            except TimeoutError as error:
+            if not await self._wait("samples", lambda: self._ready_groups() >= num_groups, timeout_s):
                 raise TimeoutError(
                     f"replay waited {timeout_s:g} s for {num_groups} fresh groups from the rollout actors, "
                     f"{self._ready_groups()} were there"
-                ) from error
-            finally:
-                self._num_waiting -= 1
+                )
             yield
+            self._changed.notify_all()
+
+    @asynccontextmanager
+    async def room(self, is_there: Callable[[], bool], *, num_trajectories: int, timeout_s: float) -> AsyncIterator[None]:
+        """Wait until there is room, then hold the content alone while it changes and wake the samples that wait.
+
+        Args:
+            is_there: tells whether the trajectories fit now.
+            num_trajectories: to insert.
+            timeout_s: how long to wait.
+
+        Raises:
+            TimeoutError: says how many trajectories waited and how many groups fill the buffer.
+        """
+        async with self._changed:
+            if not await self._wait("inserts", is_there, timeout_s):
+                raise TimeoutError(
+                    f"replay waited {timeout_s:g} s for room for {num_trajectories} trajectories: it is full of "
+                    f"{self._ready_groups()} groups that no step has consumed yet; the learner doesn't keep up, or "
+                    f"replay.max_trajectories is too small"
+                )
+            yield
+            self._changed.notify_all()
+
+    async def _wait(self, who: str, until: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait for a change after which it holds; False past the deadline."""
+        self._waiting[who] += 1
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait_for(until)
+        except TimeoutError:
+            return False
+        finally:
+            self._waiting[who] -= 1
+        return True

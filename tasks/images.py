@@ -11,7 +11,7 @@ import math
 import os
 from dataclasses import dataclass
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from algorithms.types import ImageRef
 from tasks.errors import BadPromptError
@@ -115,6 +115,8 @@ def _decode(data: bytes, name: str) -> Image.Image:
             return _on_white(ImageOps.exif_transpose(image))
     except BadPromptError:
         raise
+    except UnidentifiedImageError as error:
+        raise BadPromptError(f"image can't be decoded: {name}: in no known format") from error
     except Image.DecompressionBombError as error:
         raise BadPromptError(f"image has over {MAX_IMAGE_PIXELS} pixels: {name}: {error}") from error
     except Exception as error:  # decoders of damaged files raise nearly anything: OSError, SyntaxError, struct.error, zlib.error

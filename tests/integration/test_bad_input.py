@@ -13,8 +13,13 @@ from algorithms.schema import from_arrow
 from cluster.metrics import read_metrics
 from tests.integration.conftest import Workshop
 
-UNBALANCED = "unbalanced-box"
-BAD = {"corrupt-image": "image", "null-question": "missing question", "wrong-bytes": "unreadable", "too-long": "token"}
+BAD = {
+    "corrupt-image": "image can't be decoded",
+    "null-question": "missing question",
+    "wrong-bytes": "unreadable question",
+    "too-long": "tokens, images included, is over",
+    "unbalanced-box": "unbalanced braces",
+}
 
 
 def row(**values: object) -> dict[str, object]:
@@ -32,7 +37,7 @@ def spoil(source: Path, target: Path, *, keep: int) -> None:
         row(qid="null-question", question=None),
         row(qid="wrong-bytes"),
         row(qid="too-long", question="What is " + "+".join("123" for _ in range(2000)) + "?"),
-        row(qid=UNBALANCED, answer="\\boxed{2"),
+        row(qid="unbalanced-box", answer="\\boxed{2"),
     ]
     table = pa.Table.from_pylist([*spoiled, *good])
     questions = [value.encode() if value is not None else None for value in table.column("question").to_pylist()]
@@ -62,13 +67,12 @@ def test_bad_rows_are_counted_named_once_and_skipped(spoiled: Path, workshop: Wo
     log = (folder / "log.txt").read_text()
     for row_id, reason in BAD.items():
         named = [line for line in log.splitlines() if f"skipped {row_id}:" in line]
-        assert len(named) == 1 and reason in named[0].lower(), (row_id, named)  # 12 steps of 8 prompts visit each row three times
+        assert len(named) == 1 and reason in named[0], (row_id, named)  # 12 steps of 8 prompts visit each row three times
     assert read_metrics(folder / "metrics.jsonl")[-1]["data/bad_rows"] == len(BAD)
     tables = [pa.ipc.open_file(path).read_all() for path in sorted((folder / "trajectories").glob("*.arrow"))]
     trajectories = [trajectory for table in tables for trajectory in from_arrow(table)]
     seen = {trajectory.prompt_id for trajectory in trajectories}
     assert not seen & BAD.keys()
-    assert {t.answer for t in trajectories if t.prompt_id == UNBALANCED} <= {"2", "\\boxed{2"} and UNBALANCED in seen
     assert len(trajectories) == 12 * 8 * 4  # every step had its full number of groups
 
 

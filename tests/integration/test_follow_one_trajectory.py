@@ -63,7 +63,9 @@ def journey(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Journ
         train_sizes=QuickstartSizes(shapes=20, digits=20, arithmetic=20),
         test_sizes=QuickstartSizes(shapes=2, digits=2, arithmetic=2),
     )
-    config = load_config(str(ROOT / "conf/experiment/quickstart.yaml"), ["replay.mode=none", "algorithm.samples_per_prompt=4"])
+    # long enough that some responses of an untrained model end by themselves: rewards, and so advantages, must differ
+    words = ["replay.mode=none", "algorithm.samples_per_prompt=4", "model.max_response_tokens=160"]
+    config = load_config(str(ROOT / "conf/experiment/quickstart.yaml"), words)
     config = dataclasses.replace(config, reward=dataclasses.replace(config.reward, invalid_reward=-0.1))
     by_images: dict[int, list] = {}
     for prompt in PromptDataset(data.train):

@@ -68,6 +68,19 @@ def test_two_rollout_tasks_feed_a_sample_that_waits(start):
     assert all(text == f"response {name[-1]} to {name[:-2]}" for rank in ranks for name, _, text in rank)
 
 
+def test_an_insert_into_a_full_buffer_waits_until_a_draw_makes_room(start):
+    replay = start(max_trajectories=8)
+    ray.get(replay.insert.remote(groups_of(["p0", "p1"])), timeout=30)
+    blocked = replay.insert.remote(groups_of(["p2"]))
+    assert ray.wait([blocked], timeout=0.5)[0] == []
+    assert ray.get(replay.health.remote(), timeout=5)["waiting_inserts"] == 1
+    ray.get(replay.sample.options(num_returns=3).remote(**request(2)), timeout=30)
+    assert ray.get(blocked, timeout=30).groups == 1
+    ray.get(replay.insert.remote(groups_of(["p3"])), timeout=30)
+    with pytest.raises(TimeoutError, match=r"waited 0.2 s for room for 4 trajectories: it is full of 2 groups"):
+        ray.get(replay.insert.remote(groups_of(["p4"]), timeout_s=0.2), timeout=30)
+
+
 def test_the_deadline_names_what_was_missing(start):
     replay = start()
     ray.get(replay.insert.remote(groups_of(["p0", "p1"])), timeout=30)

@@ -85,3 +85,56 @@ def test_an_error_while_holding_frees_the_limiter():
         return groups.ready
 
     assert asyncio.run(scene()) == 0
+
+
+class Shelf:
+    """A buffer of a few places behind a limiter."""
+
+    def __init__(self, capacity):
+        self.capacity, self.rows = capacity, 0
+        self.limiter = FreshGroupLimiter(lambda: self.rows)
+
+    async def put(self, num, *, timeout_s=5.0):
+        async with self.limiter.room(lambda: self.rows + num <= self.capacity, num_trajectories=num, timeout_s=timeout_s):
+            self.rows += num
+
+    async def take(self, num, *, timeout_s=5.0):
+        async with self.limiter.fresh_groups(num, timeout_s=timeout_s):
+            self.rows -= num
+
+
+def test_a_full_buffer_makes_an_insert_wait_until_a_sample_makes_room():
+    async def scene():
+        shelf = Shelf(4)
+        await shelf.put(4)
+        insert = asyncio.create_task(shelf.put(2))
+        await asyncio.sleep(0.01)
+        blocked = (insert.done(), shelf.limiter.num_blocked)
+        await shelf.take(3)
+        await asyncio.wait_for(insert, 1.0)
+        return blocked, shelf.rows, shelf.limiter.num_blocked
+
+    assert asyncio.run(scene()) == ((False, 1), 3, 0)
+
+
+def test_an_insert_that_finds_no_room_says_what_filled_the_buffer():
+    async def scene():
+        shelf = Shelf(4)
+        await shelf.put(3)
+        with pytest.raises(TimeoutError, match=r"0\.02 s for room for 2 trajectories: it is full of 3 groups") as caught:
+            await shelf.put(2, timeout_s=0.02)
+        assert "replay.max_trajectories" in str(caught.value)
+        return shelf.rows, shelf.limiter.num_blocked
+
+    assert asyncio.run(scene()) == (3, 0)
+
+
+def test_samples_and_inserts_that_need_each_other_all_go():
+    async def scene():
+        shelf = Shelf(3)
+        inserts = [asyncio.create_task(shelf.put(1)) for _ in range(60)]
+        samples = [asyncio.create_task(shelf.take(2)) for _ in range(30)]
+        await asyncio.wait_for(asyncio.gather(*inserts, *samples), 5.0)
+        return shelf.rows
+
+    assert asyncio.run(scene()) == 0
