@@ -121,11 +121,11 @@ def test_a_group_without_room_says_what_it_asked_for(tiny_model: Path, config) -
 
 
 def test_a_late_rank_is_named(tiny_model: Path, config) -> None:
-    config = dataclasses.replace(config, learner=dataclasses.replace(config.learner, start_timeout_s=4.0))
+    config = dataclasses.replace(config, learner=dataclasses.replace(config.learner, start_timeout_s=1.5))  # importing torch alone takes longer
 
     async def work() -> None:
         group = LearnerGroup(config, str(tiny_model))
-        with pytest.raises(LearnerGroupError, match=r"waited 4 s for learner rank [01](, 1)? to "):
+        with pytest.raises(LearnerGroupError, match=r"waited 1.5 s for learner rank [01](, 1)? to "):
             await group.start()
         with pytest.raises(LearnerGroupError, match="isn't running"):
             await group.publish(1)
