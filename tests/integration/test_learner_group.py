@@ -121,7 +121,8 @@ def test_a_group_without_room_says_what_it_asked_for(tiny_model: Path, config) -
 
 
 def test_a_late_rank_is_named(tiny_model: Path, config) -> None:
-    config = dataclasses.replace(config, learner=dataclasses.replace(config.learner, start_timeout_s=1.5))  # importing torch alone takes longer
+    # importing torch alone takes longer
+    config = dataclasses.replace(config, learner=dataclasses.replace(config.learner, start_timeout_s=1.5))
 
     async def work() -> None:
         group = LearnerGroup(config, str(tiny_model))
