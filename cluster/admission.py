@@ -6,12 +6,13 @@ import asyncio
 
 
 class Admission:
-    """Paces prompts so that no fresh trajectory is older than max_staleness when the learner takes it.
+    """Paces prompts so that production is never more than max_staleness steps ahead of the learner.
 
     A prompt is admitted only while accepted + running < (max_staleness + version + 1) * prompts_per_step, where both counts
     run from the start of the run (AReaL, arXiv 2505.24298, section 5.1). Step v takes prompts_per_step groups in the order
     of their arrival and makes version v + 1. With max_staleness 0 a step's prompts are admitted only once the
-    version they are for is in service, and all of them are consumed before the next: the synchronous mode.
+    version they are for is in service, and all of them are consumed before the next: the synchronous mode. With k > 0 a group that
+    later ones overtake may be consumed at an age above k.
 
     Args:
         prompts_per_step: P, groups that a step consumes.
