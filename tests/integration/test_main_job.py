@@ -79,7 +79,6 @@ def test_every_step_has_every_metric_in_both_places(asynchronous_run):
 def test_production_runs_ahead_and_no_further_than_allowed(asynchronous_run):
     rows = read_metrics(asynchronous_run[0] / "metrics.jsonl")
     assert max(row["staleness/max"] for row in rows) >= 1
-    assert max(row["staleness/mean"] for row in rows) <= 2
     assert all(row["replay/groups_inserted"] <= (2 + row["step"]) * 8 for row in rows)  # (max_staleness + version + 1) steps of 8 prompts
 
 
