@@ -51,20 +51,21 @@ class Outbox:
     def __init__(self, replay: ActorHandle, *, timeout_s: float) -> None:
         self._replay = replay
         self._timeout_s = timeout_s
-        self._waiting: list[tuple[RolloutGroup, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[RolloutGroup, int, asyncio.Future[None]]] = []
         self._inserting = asyncio.Lock()
 
-    async def deliver(self, group: RolloutGroup) -> None:
+    async def deliver(self, group: RolloutGroup, turn: int) -> None:
         """Return when replay has accepted the group.
 
         Args:
             group: to insert.
+            turn: its place in the order of consumption.
 
         Raises:
             RuntimeError: when replay refuses it or doesn't answer in time.
         """
         accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((group, accepted))
+        self._waiting.append((group, turn, accepted))
         async with self._inserting:
             if not accepted.done():
                 await self._flush()
@@ -72,17 +73,18 @@ class Outbox:
 
     async def _flush(self) -> None:
         batch, self._waiting = self._waiting, []
-        rows = to_record_batch(t for group, _ in batch for t in group.trajectories)
+        rows = to_record_batch(t for group, _, _ in batch for t in group.trajectories)
+        turns = {group.group_id: turn for group, turn, _ in batch}
         try:
-            await asyncio.wait_for(self._replay.insert.remote(rows), self._timeout_s)
+            await asyncio.wait_for(self._replay.insert.remote(rows, turns=turns), self._timeout_s)
         except BaseException as error:
-            for _, accepted in batch:
+            for _, _, accepted in batch:
                 refusal = f"the replay actor did not accept {len(batch)} groups (deadline {self._timeout_s} s): {error!r}"
                 accepted.set_exception(RuntimeError(refusal))
             if not isinstance(error, Exception):
                 raise
             return
-        for _, accepted in batch:
+        for _, _, accepted in batch:
             accepted.set_result(None)
 
 
@@ -189,7 +191,7 @@ class RolloutActor:
             group = await self._worker.rollout(request)
         except (BadPromptError, PromptRefusedError) as error:
             return str(error)
-        await self._outbox.deliver(group)
+        await self._outbox.deliver(group, request.turn)
         return sum(trajectory.num_response_tokens for trajectory in group.trajectories)
 
     async def evaluate(self, prompts: list[Prompt], max_response_tokens: int) -> tuple[list[EvaluatedAnswer], list[tuple[str, str]]]:

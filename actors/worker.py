@@ -57,6 +57,7 @@ class RolloutRequest:
     """One visit of one prompt."""
 
     group_id: str  # "{prompt_id}@{visit}", unique in a run
+    turn: int  # the group's place in the order in which steps consume groups
     prompt: Prompt
     seed: int  # of the samples: the same request gives the same samples from the same weights
 

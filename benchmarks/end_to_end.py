@@ -153,7 +153,10 @@ async def _timed(work: Callable[[], Awaitable[Any]]) -> float:
 
 
 async def _through_actor(actor: Any, config: Config, prompts: Sequence[Prompt], number: int) -> None:
-    requests = [RolloutRequest(group_id=f"{p.prompt_id}@{number}", prompt=p, seed=number * 1000 + i) for i, p in enumerate(prompts)]
+    requests = [
+        RolloutRequest(group_id=f"{p.prompt_id}@{number}", turn=number * len(prompts) + i, prompt=p, seed=number * 1000 + i)
+        for i, p in enumerate(prompts)
+    ]
     size = config.rollout.prompts_per_call
     await asyncio.gather(*(actor.rollout.remote(requests[i : i + size]) for i in range(0, len(requests), size)))
 

@@ -6,13 +6,13 @@ import asyncio
 
 
 class Admission:
-    """Paces prompts so that production is never more than max_staleness steps ahead of the learner.
+    """Paces prompts so that no group is older than max_staleness versions when a step consumes it.
 
     A prompt is admitted only while accepted + running < (max_staleness + version + 1) * prompts_per_step, where both counts
-    run from the start of the run (AReaL, arXiv 2505.24298, section 5.1). Step v takes prompts_per_step groups in the order
-    of their arrival and makes version v + 1. With max_staleness 0 a step's prompts are admitted only once the
-    version they are for is in service, and all of them are consumed before the next: the synchronous mode. With k > 0 a group that
-    later ones overtake may be consumed at an age above k.
+    run from the start of the run (AReaL, arXiv 2505.24298, section 5.1). The prompt ledger numbers the admitted prompts by turns without a
+    gap, so a prompt that is admitted at version v has a turn below (k + v + 1) P; step s consumes the turns [s P, (s + 1) P) at version s,
+    hence s <= v + k. A visit that is issued again keeps its turn and gets a later version. docs/replay.md has the derivation.
+    With max_staleness 0 a step's prompts are admitted only once the version they are for is in service: the synchronous mode.
 
     Args:
         prompts_per_step: P, groups that a step consumes.

@@ -52,10 +52,8 @@ async def load_checkpoint(checkpoint: Path, controller: Controller) -> dict[str,
     timeout_s = controller.config.learner.timeout_s
     await answer_within(controller.replay.restore.remote(str(checkpoint / "replay")), timeout_s, "the replay actor to read its snapshot")
     await controller.learner.load_checkpoint(str(checkpoint / "learner"))
-    stored = await answer_within(controller.replay.stats.remote(), timeout_s, "the replay actor to count its groups")
     controller.step = state["step"]
     controller.generated_tokens = state["generated_tokens"]
-    controller.accepted = state["step"] * controller.config.algorithm.prompts_per_step + stored["ready_groups"]
     controller.ledger.restore(state["ledger"])
     await controller.transport.deliver(controller.version)
     return state["evaluations"]

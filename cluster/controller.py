@@ -4,7 +4,7 @@
     consume:  ReplayActor --shards--> LearnerGroup --weights, version + 1--> RolloutFleet
 
 Payload goes from actor to actor; the controller sees receipts, references and versions. Admission ties the loops together:
-with max_staleness 0 they alternate, with k > 0 production runs ahead by at most k versions.
+with max_staleness 0 they alternate, with k > 0 production runs ahead by at most k versions. Steps consume groups in the order of issue.
 Owns step, version and the order of events. Must not do arithmetic on metrics, transport or retries.
 """
 
@@ -45,7 +45,6 @@ class Controller:
         after_step: awaited after each step with the number of steps done and the step's metrics; evaluation, checkpoints and
             reports hang here, so production goes on meanwhile.
         step: steps done before.
-        accepted: groups that replay has accepted before.
         generated_tokens: by the delivered groups, before.
     """
 
@@ -58,7 +57,6 @@ class Controller:
     bad_rows: BadRows
     after_step: StepHook
     step: int = 0
-    accepted: int = 0
     generated_tokens: int = 0
     _handed_out: int = 0
     _calls: set[asyncio.Task[None]] = field(default_factory=set)
@@ -80,7 +78,7 @@ class Controller:
             max_staleness=algorithm.max_staleness,
             num_steps=self.config.run.num_steps,
             version=self.version,
-            accepted=self.accepted,
+            accepted=self.ledger.settled,
         )
         async with asyncio.TaskGroup() as tasks:
             producing = tasks.create_task(self._produce(tasks))

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ class ReplayActor:
         self._config = config
         self._archive = TrajectoryArchive(archive) if archive is not None else None
         self._buffer = ReplayBuffer(config, seed=seed)
-        self._limiter = FreshGroupLimiter(lambda: self._buffer.ready_groups)
+        self._limiter = FreshGroupLimiter(self._buffer)
         self._snapshot_lock = asyncio.Lock()  # one writer at a time: they'd share the folder's temporary files
         self._started = time.monotonic()
         self._stats = self._buffer.stats()  # replaced as a whole after each change: the control thread reads this alone
@@ -55,11 +56,14 @@ class ReplayActor:
         return f"ReplayActor(mode={self._config.mode.value})"
 
     @ray.method(concurrency_group="data")
-    async def insert(self, batch: pa.RecordBatch, *, timeout_s: float | None = None) -> InsertReceipt:
+    async def insert(
+        self, batch: pa.RecordBatch, *, turns: Mapping[str, int] | None = None, timeout_s: float | None = None
+    ) -> InsertReceipt:
         """Wait for room, take in whole rollout groups and wake the samples that wait for them; see ReplayBuffer.insert.
 
         Args:
             batch: of TRAJECTORY_SCHEMA.
+            turns: of its groups, by id; None: they are consumed in the order of arrival.
             timeout_s: how long to wait while rows that no step has consumed fill the buffer; None: ``replay.timeout_s``.
 
         Returns:
@@ -71,10 +75,8 @@ class ReplayActor:
         """
         rows, deadline_s = batch.num_rows, self._config.timeout_s if timeout_s is None else timeout_s
         async with self._limiter.room(lambda: self._buffer.has_room(rows), num_trajectories=rows, timeout_s=deadline_s):
-            receipt = self._buffer.insert(batch)
+            receipt = self._buffer.insert(batch, turns)
             self._stats = self._buffer.stats()
-        if self._archive is not None and receipt.duplicate_groups == 0:
-            self._archive.add(batch)
         return receipt
 
     @ray.method(concurrency_group="data")
@@ -119,7 +121,7 @@ class ReplayActor:
             self._stats = self._buffer.stats()
         if self._archive is not None:
             try:
-                await asyncio.to_thread(self._archive.write, policy_version)
+                await asyncio.to_thread(self._archive.write, policy_version, sample.consumed)
             except OSError as error:  # a full disk must not cost the rows that were just consumed
                 logger.warning("the trajectories of step %d are not in the archive: %s", policy_version + 1, error)
         return (sample.stats, *sample.shards)

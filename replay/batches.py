@@ -22,6 +22,7 @@ class Sample:
 
     shards: list[pa.Table]  # one per learner rank, of SAMPLE_SCHEMA; all empty when nothing could be drawn
     stats: dict[str, float]  # by metric name; "replay/empty" is 1 when there's nothing to train on
+    consumed: list[pa.RecordBatch]  # all trajectories of the groups that the step consumed, turn by turn
 
 
 def rank_tables(rows: pa.RecordBatch, indices: NDArray[np.int64], draws: dict[str, NDArray], *, num_shards: int) -> list[pa.Table]:

@@ -3,15 +3,15 @@
 Owns the order of events (insert, consume, expire, draw, retire) and the counters. Must not know Ray, the learner or the rollout actors,
 and knows the modes only as a SelectionPlan. One thread at a time.
 
-A row's life: it arrives *waiting*, with its group; the step that consumes its group sees it as *fresh*; from then on it is *older*,
-until the plan's remover or the capacity lets it go. Rows are sorted by key and groups are consumed in the order of arrival, so the
-three states are three runs of positions, cut at two keys.
+A row's life: it arrives *waiting*, with its group; the step that consumes its group moves it into the table and sees it as *fresh*; from
+then on it is *older*, until the plan's remover or the capacity lets it go. Groups are consumed turn by turn, so the table's keys, and with
+them the draws, don't depend on when a group arrived.
 """
 
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from algorithms.schema import TRAJECTORY_SCHEMA
 from conf.schema import ReplayConfig
 from replay.batches import Sample, occurrences, rank_tables
-from replay.groups import Arrivals, GroupSummary, InsertReceipt, read_arrivals, step_figures
+from replay.groups import Arrivals, InsertReceipt, read_arrivals, step_figures
 from replay.plans import Draw, Pool, plan_for
 from replay.snapshot import SnapshotError, read_snapshot, write_snapshot
 from replay.storage import Storage
+from replay.waiting import WaitingGroup, WaitingGroups
 
 REMEMBERED_GROUPS = 65536  # ids kept to recognise a retried insert, which follows the first within minutes
 
@@ -39,19 +40,11 @@ class _Counters:
     groups_inserted: int = 0
     duplicate_groups: int = 0
     inserted: int = 0  # trajectories
-    admitted: int = 0
+    admitted: int = 0  # of the consumed ones, those that entered the table
     consumed_groups: int = 0
     sampled: int = 0  # draws
     removed: int = 0  # by the plan's remover
     evicted: int = 0  # by the capacity
-
-
-@dataclass(kw_only=True)
-class _Waiting:
-    """A group that no step has consumed yet."""
-
-    summary: GroupSummary
-    end_key: int  # one past the key of its last stored row
 
 
 class ReplayBuffer:
@@ -74,18 +67,27 @@ class ReplayBuffer:
         )
         self._rng = np.random.Generator(np.random.PCG64(seed))
         self._storage = Storage(TRAJECTORY_SCHEMA)
-        self._waiting: deque[_Waiting] = deque()
-        self._consumed_key = 0  # rows below it were consumed by a step
+        self._waiting = WaitingGroups()
         self._known: dict[str, None] = {}  # group ids in the order of arrival
         self._counters = _Counters()
 
     def __len__(self) -> int:
-        return len(self._storage)
+        return len(self._storage) + self._waiting.num_rows
 
     @property
     def ready_groups(self) -> int:
-        """Groups, uniform ones included, that no step has consumed yet."""
+        """Groups, uniform ones included, that no step has consumed yet and that wait for no earlier turn."""
+        return self._waiting.ready
+
+    @property
+    def waiting_groups(self) -> int:
+        """Groups that no step has consumed yet, those behind a missing turn included."""
         return len(self._waiting)
+
+    @property
+    def next_missing_turn(self) -> int:
+        """The first turn that no group has come for."""
+        return self._waiting.next_turn + self._waiting.ready
 
     def has_room(self, num_trajectories: int) -> bool:
         """Whether an insert can't fail for want of room.
@@ -96,47 +98,45 @@ class ReplayBuffer:
         Returns:
             True as well for a batch that is larger than the whole buffer, for which nobody needs to wait.
         """
-        capacity, waiting = self._config.max_trajectories, len(self._storage) - self._num_consumed()
-        return num_trajectories > capacity or waiting + num_trajectories <= capacity
+        capacity = self._config.max_trajectories
+        return num_trajectories > capacity or self._waiting.num_rows + num_trajectories <= capacity
 
-    def insert(self, batch: pa.RecordBatch) -> InsertReceipt:
-        """Take in whole rollout groups; what the mode can't draw is counted and not stored.
+    def insert(self, batch: pa.RecordBatch, turns: Mapping[str, int] | None = None) -> InsertReceipt:
+        """Take in whole rollout groups, which wait for the step that consumes them.
 
         Args:
             batch: of TRAJECTORY_SCHEMA, any number of groups, each with all of its trajectories. Copied.
+            turns: by group id, the place of each group in the order of consumption, from 0 without gaps; None: behind all others, that is
+                in the order of arrival.
 
         Returns:
             What was new. Groups that arrived before add nothing, so an insert may be retried.
 
         Raises:
-            ValueError: when the batch has another schema or impossible values; nothing is inserted.
+            ValueError: when the batch has another schema or impossible values, or a turn is missing or taken by another group; nothing
+                is inserted.
             ReplayFullError: when waiting rows alone would exceed ``max_trajectories``; nothing is inserted.
         """
         arrivals = read_arrivals(batch, known=self._known)
-        admitted = self._plan.admits(arrivals.effective, arrivals.advantages)
-        self._make_room(int(np.count_nonzero(admitted)))
+        own_turns = self._turns_of(arrivals, turns)
+        self._make_room(len(arrivals.rows))
         # a copy: the batch may lie in the object store, and rows that stay here for long must not pin it
-        self._storage.append(
-            batch.take(pa.array(arrivals.rows[admitted])),
-            versions=arrivals.versions[admitted],
-            priorities=np.abs(arrivals.advantages[admitted]),
-        )
-        self._register(arrivals, admitted)
+        self._queue(batch.take(pa.array(arrivals.rows)), arrivals, own_turns)
+        self._remember(summary.group_id for summary in arrivals.summaries)
         receipt = InsertReceipt(
             groups=len(arrivals.summaries),
             effective_groups=sum(summary.effective for summary in arrivals.summaries),
             trajectories=len(arrivals.rows),
-            admitted=int(np.count_nonzero(admitted)),
+            admitted=int(np.count_nonzero(self._plan.admits(arrivals.effective, arrivals.advantages))),
             duplicate_groups=arrivals.duplicate_groups,
         )
         self._counters.groups_inserted += receipt.groups
         self._counters.duplicate_groups += receipt.duplicate_groups
         self._counters.inserted += receipt.trajectories
-        self._counters.admitted += receipt.admitted
         return receipt
 
     def sample(self, *, num_updates: int, batch_size: int, num_shards: int, policy_version: int, num_groups: int) -> Sample:
-        """Consume the oldest waiting groups and draw the rows of one training step.
+        """Consume the waiting groups whose turn it is and draw the rows of one training step.
 
         Args:
             num_updates: optimizer updates of the step, >= 1.
@@ -149,17 +149,17 @@ class ReplayBuffer:
             num_updates * batch_size draws, dealt to the ranks; none when no row has a learning signal.
 
         Raises:
-            ValueError: when an argument is out of range, fewer groups are waiting, or a row is of a later version than the learner's;
+            ValueError: when an argument is out of range, fewer groups are ready, or a row is of a later version than the learner's;
                 nothing is consumed.
         """
         self._check_request(num_updates, batch_size, num_shards, policy_version, num_groups)
-        consumed = [self._waiting.popleft() for _ in range(num_groups)]
+        consumed = self._waiting.take(num_groups)
         summaries = [group.summary for group in consumed]
         step_trajectories = sum(summary.trajectories for summary in summaries)
         self._expire(policy_version, step_trajectories)
-        num_older = self._num_consumed()
-        self._consumed_key = consumed[-1].end_key
-        fresh = self._pool(num_older, self._num_consumed(), policy_version)
+        num_older = len(self._storage)
+        self._admit(consumed)
+        fresh = self._pool(num_older, len(self._storage), policy_version)
         older = self._pool(0, num_older, policy_version)
         draw = self._plan.draw(self._rng, fresh=fresh, older=older, num_rows=num_updates * batch_size)
         shards, ages = self._deal(draw, policy_version=policy_version, batch_size=batch_size, num_shards=num_shards)
@@ -181,7 +181,7 @@ class ReplayBuffer:
             "replay/age_max": int(ages.max()) if num_drawn else 0,
             "replay/rows_per_update": num_drawn // num_updates,
         }
-        return Sample(shards=shards, stats=stats)
+        return Sample(shards=shards, stats=stats, consumed=[group.rows for group in consumed])
 
     def update_priorities(self, keys: NDArray[np.int64], priorities: NDArray[np.floating]) -> int:
         """Set what stands for |A| in P.
@@ -213,9 +213,10 @@ class ReplayBuffer:
         """
         return {
             "size": len(self._storage),
-            "bytes": self._storage.num_bytes,
+            "bytes": self._storage.num_bytes + self._waiting.num_bytes,
             "batches": self._storage.num_batches,
             "ready_groups": self.ready_groups,
+            "waiting_groups": self.waiting_groups,
             **asdict(self._counters),
         }
 
@@ -230,21 +231,22 @@ class ReplayBuffer:
         """
         write_snapshot(folder, *self.capture())
 
-    def capture(self) -> tuple[Storage, dict[str, Any]]:
+    def capture(self) -> tuple[Storage, Sequence[pa.RecordBatch], dict[str, Any]]:
         """Take the state as it is now, cheaply, for write_snapshot in another thread.
 
         Returns:
-            A copy of the storage that shares its batches, and the rest as values that JSON can hold.
+            A copy of the storage that shares its batches, the waiting groups' rows, and the rest as values that JSON can hold.
         """
+        waiting = self._waiting.all()
         state = {
             "mode": self._config.mode.value,
-            "consumed_key": self._consumed_key,
-            "waiting": [{"end_key": group.end_key, "summary": asdict(group.summary)} for group in self._waiting],
+            "next_turn": self._waiting.next_turn,
+            "turns": {group.summary.group_id: group.turn for group in waiting},
             "known_groups": list(self._known),
             "counters": asdict(self._counters),
             "generator": self._rng.bit_generator.state,
         }
-        return self._storage.frozen_copy(), state
+        return self._storage.frozen_copy(), [group.rows for group in waiting], state
 
     def restore(self, folder: str | os.PathLike[str]) -> None:
         """Replace the content by a snapshot's; draws go on as if there had been no interruption.
@@ -258,11 +260,12 @@ class ReplayBuffer:
         """
         self.load(*read_snapshot(folder))
 
-    def load(self, storage: Storage, state: dict[str, Any]) -> None:
+    def load(self, storage: Storage, waiting: Sequence[pa.RecordBatch], state: dict[str, Any]) -> None:
         """Put a captured state in the place of this one; see restore.
 
         Args:
             storage: from capture or read_snapshot; the buffer's from now on.
+            waiting: likewise.
             state: likewise.
 
         Raises:
@@ -271,7 +274,7 @@ class ReplayBuffer:
         """
         if state["mode"] != self._config.mode.value:
             raise SnapshotError(f"the snapshot was taken with replay.mode={state['mode']}, this run has {self._config.mode.value}")
-        num_waiting = len(storage) - int(np.searchsorted(storage.column("key"), state["consumed_key"]))
+        num_waiting = sum(rows.num_rows for rows in waiting)
         if num_waiting > self._config.max_trajectories:
             raise ReplayFullError(
                 f"replay.max_trajectories={self._config.max_trajectories} can't hold the snapshot's {num_waiting} trajectories "
@@ -281,46 +284,75 @@ class ReplayBuffer:
         bit_generator.state = state["generator"]
         self._rng = np.random.Generator(bit_generator)
         self._storage = storage
-        self._consumed_key = state["consumed_key"]
-        self._waiting = deque(_Waiting(end_key=group["end_key"], summary=GroupSummary(**group["summary"])) for group in state["waiting"])
+        self._waiting = WaitingGroups(next_turn=state["next_turn"])
+        for rows in waiting:
+            arrivals = read_arrivals(rows, known=())
+            self._queue(rows, arrivals, [state["turns"][summary.group_id] for summary in arrivals.summaries])
         self._known = dict.fromkeys(state["known_groups"])
         self._counters = _Counters(**state["counters"])
         self._make_room(0)
 
-    def _register(self, arrivals: Arrivals, admitted: NDArray[np.bool_]) -> None:
-        """Queue the groups, whose stored rows have just got the newest keys, in the same order."""
-        row_ends = np.cumsum([summary.trajectories for summary in arrivals.summaries], dtype=np.int64)
-        stored = np.concatenate([[0], np.cumsum(admitted)])
-        first_key = self._storage.next_key - int(stored[-1])
-        for summary, row_end in zip(arrivals.summaries, row_ends.tolist(), strict=True):
-            self._waiting.append(_Waiting(summary=summary, end_key=first_key + int(stored[row_end])))
-            self._known[summary.group_id] = None
+    def _turns_of(self, arrivals: Arrivals, turns: Mapping[str, int] | None) -> list[int]:
+        """The turn of each new group."""
+        names = [summary.group_id for summary in arrivals.summaries]
+        if turns is None:
+            return list(range(self._waiting.end_turn, self._waiting.end_turn + len(names)))
+        if missing := [name for name in names if name not in turns]:
+            raise ValueError(f"groups without a turn: {missing[:3]}")
+        found = [turns[name] for name in names]
+        for turn, name in zip(found, names, strict=True):
+            owner = self._waiting.taken_by(turn)
+            if owner is not None or turn < self._waiting.next_turn or found.count(turn) > 1:
+                raise ValueError(f"group {name} comes for turn {turn}, which is {f'taken by {owner}' if owner else 'over or given twice'}")
+        return found
+
+    def _queue(self, rows: pa.RecordBatch, arrivals: Arrivals, turns: Sequence[int]) -> None:
+        """Let groups wait; the rows are the arrivals', in their order."""
+        start = 0
+        for summary, turn in zip(arrivals.summaries, turns, strict=True):
+            end = start + summary.trajectories
+            self._waiting.add(
+                WaitingGroup(
+                    turn=turn,
+                    summary=summary,
+                    rows=rows.slice(start, end - start),
+                    versions=arrivals.versions[start:end],
+                    advantages=arrivals.advantages[start:end],
+                )
+            )
+            start = end
+
+    def _remember(self, group_ids: Iterable[str]) -> None:
+        self._known.update(dict.fromkeys(group_ids))
         while len(self._known) > REMEMBERED_GROUPS:
             del self._known[next(iter(self._known))]
 
+    def _admit(self, consumed: Sequence[WaitingGroup]) -> None:
+        """Move what the mode can draw of a step's groups into the table, as one batch."""
+        effective = np.repeat([group.summary.effective for group in consumed], [group.rows.num_rows for group in consumed])
+        advantages = np.concatenate([group.advantages for group in consumed])
+        admitted = self._plan.admits(effective, advantages)
+        rows = pa.concat_batches([group.rows for group in consumed]).take(pa.array(np.flatnonzero(admitted)))
+        versions = np.concatenate([group.versions for group in consumed])
+        self._storage.append(rows, versions=versions[admitted], priorities=np.abs(advantages[admitted]))
+        self._counters.admitted += rows.num_rows
+
     def _make_room(self, num_rows: int) -> None:
         """Let the oldest consumed rows go until ``num_rows`` more fit."""
-        capacity, waiting = self._config.max_trajectories, len(self._storage) - self._num_consumed()
+        capacity, waiting = self._config.max_trajectories, self._waiting.num_rows
         if waiting + num_rows > capacity:
             raise ReplayFullError(
                 f"replay.max_trajectories={capacity} can't hold {num_rows} more trajectories beside {waiting} "
-                f"of {self.ready_groups} groups that no step has consumed yet"
+                f"of {self.waiting_groups} groups that no step has consumed yet"
             )
-        excess = len(self._storage) + num_rows - capacity
+        excess = len(self) + num_rows - capacity
         if excess > 0:
             self._counters.evicted += self._storage.remove_oldest(excess)
 
-    def _num_consumed(self) -> int:
-        """Rows that a step has consumed; they hold the first positions."""
-        return int(np.searchsorted(self._storage.column("key"), self._consumed_key))
-
     def _expire(self, policy_version: int, step_trajectories: int) -> None:
-        """Let the plan's remover have what it wants of the consumed rows."""
-        num_consumed = self._num_consumed()
-        leaving = np.zeros(len(self._storage), dtype=bool)
-        ages = policy_version - self._storage.column("version")[:num_consumed]
-        leaving[:num_consumed] = self._plan.remover.expired(ages, step_trajectories=step_trajectories)
-        self._counters.removed += self._storage.remove(leaving)
+        """Let the plan's remover have what it wants."""
+        ages = policy_version - self._storage.column("version")
+        self._counters.removed += self._storage.remove(self._plan.remover.expired(ages, step_trajectories=step_trajectories))
 
     def _pool(self, start: int, end: int, policy_version: int) -> Pool:
         versions, priorities = self._storage.column("version")[start:end], self._storage.column("priority")[start:end]
@@ -350,8 +382,8 @@ class ReplayBuffer:
             )
         if num_groups > self.ready_groups:
             raise ValueError(f"{num_groups} fresh groups were asked for, {self.ready_groups} are there")
-        newest = max(self._waiting[i].summary.version_max for i in range(num_groups))
-        newest = max(newest, int(self._storage.column("version")[: self._num_consumed()].max(initial=newest)))
+        newest = max(group.summary.version_max for group in self._waiting.peek(num_groups))
+        newest = int(self._storage.column("version").max(initial=newest))
         if newest > policy_version:
             raise ValueError(
                 f"a trajectory was sampled by policy version {newest}, the learner is at {policy_version}: "

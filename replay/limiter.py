@@ -9,17 +9,34 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Protocol
+
+
+class GroupQueue(Protocol):
+    """What a limiter looks at (see ReplayBuffer)."""
+
+    @property
+    def ready_groups(self) -> int:
+        """Groups that a step could consume now."""
+
+    @property
+    def waiting_groups(self) -> int:
+        """Groups that are there in all, those behind a missing turn included."""
+
+    @property
+    def next_missing_turn(self) -> int:
+        """The first turn that no group has come for."""
 
 
 class FreshGroupLimiter:
     """Lets a sample go once enough fresh groups are there, and an insert once there is room.
 
     Args:
-        ready_groups: tells how many groups no step has consumed yet.
+        queue: whose groups a sample waits for.
     """
 
-    def __init__(self, ready_groups: Callable[[], int]) -> None:
-        self._ready_groups = ready_groups
+    def __init__(self, queue: GroupQueue) -> None:
+        self._queue = queue
         self._changed = asyncio.Condition()
         self._waiting = {"samples": 0, "inserts": 0}
 
@@ -52,10 +69,10 @@ class FreshGroupLimiter:
             TimeoutError: says how many groups were waited for and how many were there.
         """
         async with self._changed:
-            if not await self._wait("samples", lambda: self._ready_groups() >= num_groups, timeout_s):
+            if not await self._wait("samples", lambda: self._queue.ready_groups >= num_groups, timeout_s):
                 raise TimeoutError(
                     f"replay waited {timeout_s:g} s for {num_groups} fresh groups from the rollout actors, "
-                    f"{self._ready_groups()} were there"
+                    f"{self._queue.ready_groups} were there{self._behind_the_gap()}"
                 )
             yield
             self._changed.notify_all()
@@ -76,11 +93,15 @@ class FreshGroupLimiter:
             if not await self._wait("inserts", is_there, timeout_s):
                 raise TimeoutError(
                     f"replay waited {timeout_s:g} s for room for {num_trajectories} trajectories: it is full of "
-                    f"{self._ready_groups()} groups that no step has consumed yet; the learner doesn't keep up, or "
+                    f"{self._queue.waiting_groups} groups that no step has consumed yet; the learner doesn't keep up, or "
                     f"replay.max_trajectories is too small"
                 )
             yield
             self._changed.notify_all()
+
+    def _behind_the_gap(self) -> str:
+        behind = self._queue.waiting_groups - self._queue.ready_groups
+        return f", and {behind} behind turn {self._queue.next_missing_turn}, which is missing" if behind else ""
 
     async def _wait(self, who: str, until: Callable[[], bool], timeout_s: float) -> bool:
         """Wait for a change after which it holds; False past the deadline."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import pyarrow as pa
 from algorithms.schema import TRAJECTORY_SCHEMA, check_schema
 from replay.storage import KNOWN_FIELDS, Storage
 
-FORMAT = 1
+FORMAT = 2
 STATE_FILE = "state.json"
 ROWS_PER_BATCH = 256  # of the file, and of the restored storage, which frees memory by whole batches
 SNAPSHOT_SCHEMA = pa.schema(
@@ -33,12 +33,13 @@ class SnapshotError(RuntimeError):
     """A snapshot is missing, damaged or of another kind."""
 
 
-def write_snapshot(folder: str | os.PathLike[str], storage: Storage, state: dict[str, Any]) -> None:
+def write_snapshot(folder: str | os.PathLike[str], storage: Storage, waiting: Sequence[pa.RecordBatch], state: dict[str, Any]) -> None:
     """Write a snapshot; the one that was there stays valid until the new one is whole.
 
     Args:
         folder: made if missing, and used for snapshots of this buffer alone.
-        storage: the rows; not changed meanwhile.
+        storage: the table's rows; not changed meanwhile.
+        waiting: rows of groups that wait, which have no key yet; stored behind the table's.
         state: what JSON can hold.
 
     Raises:
@@ -49,11 +50,12 @@ def write_snapshot(folder: str | os.PathLike[str], storage: Storage, state: dict
     rows_tmp, state_tmp = target / ".rows.tmp", target / ".state.tmp"
     try:
         with pa.OSFile(str(rows_tmp), "wb") as sink, pa.ipc.new_file(sink, SNAPSHOT_SCHEMA) as writer:
-            for batch in _saved_batches(storage):
+            for batch in (*_saved_batches(storage), *map(_keyless, waiting)):
                 writer.write_batch(batch)
         digest = _file_digest(rows_tmp)
         rows_file = f"trajectories-{digest[:16]}.arrow"
-        body = {"rows_file": rows_file, "rows_sha256": digest, "num_rows": len(storage), "next_key": storage.next_key, "state": state}
+        counts = {"num_rows": len(storage), "num_waiting": len(waiting), "next_key": storage.next_key}
+        body = {"rows_file": rows_file, "rows_sha256": digest, **counts, "state": state}
         state_tmp.write_text(json.dumps({"format": FORMAT, "sha256": _body_digest(body), "body": body}), encoding="utf-8")
         for path, name in ((rows_tmp, rows_file), (state_tmp, STATE_FILE)):
             _sync(path)
@@ -67,14 +69,14 @@ def write_snapshot(folder: str | os.PathLike[str], storage: Storage, state: dict
             old.unlink()
 
 
-def read_snapshot(folder: str | os.PathLike[str]) -> tuple[Storage, dict[str, Any]]:
+def read_snapshot(folder: str | os.PathLike[str]) -> tuple[Storage, list[pa.RecordBatch], dict[str, Any]]:
     """Read a snapshot back; the inverse of write_snapshot.
 
     Args:
         folder: with a snapshot.
 
     Returns:
-        The rows and the state.
+        The table's rows, those of the groups that wait, and the state.
 
     Raises:
         SnapshotError: when it's missing, damaged, of another format or of another schema; the message names the file.
@@ -92,12 +94,13 @@ def read_snapshot(folder: str | os.PathLike[str]) -> tuple[Storage, dict[str, An
             if not reader.schema.equals(SNAPSHOT_SCHEMA):
                 raise ValueError(f"its columns are {reader.schema.names}, not {SNAPSHOT_SCHEMA.names}")
             parts = [_saved_part(reader.get_batch(i)) for i in range(reader.num_record_batches)]
-        storage = Storage.rebuild(TRAJECTORY_SCHEMA, parts, next_key=body["next_key"])
+        num_stored = len(parts) - body["num_waiting"]
+        storage = Storage.rebuild(TRAJECTORY_SCHEMA, parts[:num_stored], next_key=body["next_key"])
     except (pa.ArrowInvalid, ValueError) as error:
         raise SnapshotError(f"{rows_path} can't be read: {error}") from error
     if len(storage) != body["num_rows"]:
         raise SnapshotError(f"{rows_path} holds {len(storage)} rows, {STATE_FILE} beside it says {body['num_rows']}")
-    return storage, body["state"]
+    return storage, [rows for rows, _ in parts[num_stored:]], body["state"]
 
 
 def _saved_batches(storage: Storage) -> Iterator[pa.RecordBatch]:
@@ -105,6 +108,12 @@ def _saved_batches(storage: Storage) -> Iterator[pa.RecordBatch]:
         positions = np.arange(start, min(start + ROWS_PER_BATCH, len(storage)))
         known = [pa.array(storage.column(name)[positions]) for name in KNOWN_FIELDS]
         yield pa.RecordBatch.from_arrays([*storage.gather(positions).columns, *known], schema=SNAPSHOT_SCHEMA)
+
+
+def _keyless(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Rows of a waiting group: nothing is known of them yet."""
+    unknown = [pa.array(np.full(rows.num_rows, -1), type=pa.from_numpy_dtype(dtype)) for dtype in KNOWN_FIELDS.values()]
+    return pa.RecordBatch.from_arrays([*rows.columns, *unknown], schema=SNAPSHOT_SCHEMA)
 
 
 def _saved_part(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, dict[str, np.ndarray]]:

@@ -15,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 COMMAND_TIMEOUT_S = 420.0
+MARK = "RETHINKER_TEST"  # in the environment of every process that a test's command starts
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,14 @@ def free_port() -> int:
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without another test's cluster."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    """The environment without another test's cluster, with the mark by which its processes are found."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {MARK: str(os.getpid())}
 
 
 class Descendants:
-    """Processes of a run; they are recognised by a word in their environment, since Ray's daemons leave the process tree.
+    """Processes of a run: they are recognised by a word in their environment, since Ray's daemons leave the process tree.
+
+    Graders get a clean environment; they name this folder in their search path instead.
 
     Args:
         pid: of the command.
@@ -103,12 +106,12 @@ class Descendants:
         self._before = {process.pid for process in psutil.process_iter()} - {pid}
 
     def alive(self) -> list[psutil.Process]:
-        """Processes of Ray, vLLM and the graders that were not there before."""
+        """Living processes of these tests that were not there before."""
         found = []
-        for process in psutil.process_iter(["pid", "cmdline", "name", "status"]):
-            words = " ".join(process.info["cmdline"] or []) + (process.info["name"] or "")
-            new = process.info["pid"] not in self._before and process.info["status"] != psutil.STATUS_ZOMBIE
-            if new and any(mark in words for mark in ("ray::", "raylet", "gcs_server", "VLLM", "grading_worker", "-m cluster")):
+        for process in psutil.process_iter(["pid", "status", "environ"]):
+            environment = process.info["environ"] or {}
+            ours = environment.get(MARK) == str(os.getpid()) or str(ROOT) in environment.get("PYTHONPATH", "").split(os.pathsep)
+            if ours and process.info["pid"] not in self._before and process.info["status"] != psutil.STATUS_ZOMBIE:
                 found.append(process)
         return found
 

@@ -78,7 +78,7 @@ def test_every_step_has_every_metric_in_both_places(asynchronous_run):
 
 def test_production_runs_ahead_and_no_further_than_allowed(asynchronous_run):
     rows = read_metrics(asynchronous_run[0] / "metrics.jsonl")
-    assert max(row["staleness/max"] for row in rows) >= 1
+    assert 1 <= max(row["staleness/max"] for row in rows) <= 2  # a hard bound: groups are consumed in the order of issue
     assert all(row["replay/groups_inserted"] <= (2 + row["step"]) * 8 for row in rows)  # (max_staleness + version + 1) steps of 8 prompts
 
 
@@ -133,6 +133,7 @@ def test_interrupted_and_resumed(workshop: Workshop, train):
         assert time.monotonic() < deadline, "no third step within 300 s"
         if line.startswith("step 3/"):
             break
+    assert {"raylet", "gcs_server"} <= {role.name() for role in started.alive()}  # what must be gone later is seen now
     process.send_signal(signal.SIGINT)
     begin = time.monotonic()
     rest, _ = process.communicate(timeout=60)

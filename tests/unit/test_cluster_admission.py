@@ -1,10 +1,13 @@
 """The admission rule: its bound, and what unblocks it."""
 
 import asyncio
+import random
 
 import pytest
 
 from cluster.admission import Admission
+from cluster.ledger import PromptLedger
+from tests.fakes import FakePrompts
 
 
 async def started(admission: Admission, at_most: int = 1000) -> int:
@@ -41,21 +44,33 @@ def test_asynchronous_mode_runs_ahead_by_k_versions_and_no_more(k):
     asyncio.run(scenario())
 
 
-def test_staleness_never_passes_the_bound_under_any_order_of_arrival():
-    # groups are consumed in order of arrival; the last one admitted under version v is consumed by step v + k at the latest
-    for k in range(4):
-        produced: list[int] = []
+@pytest.mark.parametrize("k", range(4))
+def test_staleness_reaches_the_bound_and_never_passes_it_whatever_finishes_first(k):
+    """Admission, ledger and turns together; groups finish in random order, some fail and are issued again, some prompts are bad."""
+    per_step, num_steps, rng = 3, 60, random.Random(k)
 
-        async def scenario(k=k, produced=produced):
-            admission = Admission(prompts_per_step=3, max_staleness=k, num_steps=50)
-            for version in range(50):
-                produced += [version] * await started(admission)
-                admission.finish(accepted=admission.running, dropped=0)
-                consumed, produced[:] = produced[:3], produced[3:]
-                assert max(version - stamp for stamp in consumed) <= k
-                admission.publish(version + 1)
+    async def scenario():
+        admission = Admission(prompts_per_step=per_step, max_staleness=k, num_steps=num_steps)
+        ledger, running, arrived, seen = PromptLedger(FakePrompts(500), seed=1), [], {}, set()
+        for step in range(num_steps):
+            while not all(turn in arrived for turn in range(step * per_step, (step + 1) * per_step)):
+                running += [(ledger.issue(), step) for _ in range(await started(admission))]
+                request, version = running.pop(rng.randrange(len(running)))
+                fate = rng.random()
+                if fate < 0.1:
+                    ledger.discard([request.group_id])
+                elif fate < 0.2:
+                    ledger.take_back([request.group_id])
+                else:
+                    ledger.settle([request.group_id])
+                    arrived[request.turn] = version
+                admission.finish(accepted=int(fate >= 0.2), dropped=int(fate < 0.2))
+            seen |= {step - arrived.pop(turn) for turn in range(step * per_step, (step + 1) * per_step)}
+            admission.publish(step + 1)
+        return seen
 
-        asyncio.run(scenario())
+    seen = asyncio.run(scenario())
+    assert min(seen) >= 0 and max(seen) == k
 
 
 def test_bad_prompts_free_their_place():

@@ -38,6 +38,35 @@ def test_what_was_owed_is_issued_again_first_and_with_the_same_seed():
     assert resumed.owed == 15
 
 
+def test_turns_follow_the_order_of_issue_and_a_visit_keeps_its_turn():
+    ledger = PromptLedger(FakePrompts(20), seed=1)
+    first = issue(ledger, 8)
+    assert [request.turn for request in first] == list(range(8))
+    ledger.settle(request.group_id for request in (first[0], first[5]))
+    ledger.take_back(request.group_id for request in (first[6], first[2], first[3]))
+    assert (ledger.owed, ledger.settled) == (3, 2)
+    assert issue(ledger, 3) == [first[2], first[3], first[6]]
+    assert issue(ledger, 1)[0].turn == 8
+
+    resumed = PromptLedger(FakePrompts(20), seed=1)
+    resumed.restore(ledger.state())
+    assert resumed.settled == 2
+    assert [request.turn for request in issue(resumed, 8)] == [1, 2, 3, 4, 6, 7, 8, 9]
+
+
+def test_the_turn_of_a_bad_prompt_goes_to_another_one():
+    ledger = PromptLedger(FakePrompts(9), seed=1)
+    first = issue(ledger, 4)
+    ledger.discard([first[2].group_id, first[1].group_id])
+    resumed = PromptLedger(FakePrompts(9), seed=1)
+    resumed.restore(ledger.state())
+    resumed.settle([])
+    for one in (ledger, resumed):
+        again = {request.group_id for request in (first[0], first[3])} if one is resumed else set()
+        new = [request for request in issue(one, 3 + len(again)) if request.group_id not in again]
+        assert [request.turn for request in new] == [1, 2, 4]
+
+
 def test_a_second_restore_still_owes_what_the_first_did():
     ledger = PromptLedger(FakePrompts(20), seed=1)
     owed = issue(ledger, 4)

@@ -260,6 +260,37 @@ def test_groups_are_consumed_in_the_order_of_arrival():
     assert names == [{"p0"}, {"p1", "p2"}, {"p3"}]
 
 
+def test_a_group_waits_for_its_turn():
+    buffer = make_buffer("none")
+    turns = {f"p{i}@0": i for i in range(4)}
+    for i in (2, 1, 3):
+        buffer.insert(batch_of(effective(f"p{i}")), turns)
+    assert (buffer.ready_groups, buffer.waiting_groups, buffer.next_missing_turn) == (0, 3, 0)
+    with pytest.raises(ValueError, match="1 fresh groups were asked for, 0 are there"):
+        sample(buffer, num_groups=1)
+    buffer.insert(batch_of(effective("p0")), turns)
+    names = [{row.trajectory.prompt_id for row in rows(sample(buffer, num_groups=2, batch_size=8))} for _ in range(2)]
+    assert names == [{"p0", "p1"}, {"p2", "p3"}]
+
+
+def test_a_turn_is_given_once_and_every_group_needs_one():
+    buffer = make_buffer("none")
+    buffer.insert(batch_of(effective("p0")), {"p0@0": 0})
+    for turns, message in [
+        ({"p1@0": 0}, "group p1@0 comes for turn 0, which is taken by p0@0"),
+        ({"p0@0": 0}, r"groups without a turn: \['p1@0'\]"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            buffer.insert(batch_of(effective("p1")), turns)
+    sample(buffer, num_groups=1)
+    with pytest.raises(ValueError, match="turn 0, which is over"):
+        buffer.insert(batch_of(effective("p1")), {"p1@0": 0})
+    assert buffer.insert(batch_of(effective("p0")), {"p0@0": 0}).duplicate_groups == 1  # a retry, not a fault
+    with pytest.raises(ValueError, match="given twice"):
+        buffer.insert(batch_of(effective("p1"), effective("p2")), {"p1@0": 1, "p2@0": 1})
+    assert len(buffer) == 0
+
+
 @pytest.mark.parametrize("mode", SIGNAL_MODES)
 def test_a_step_without_an_effective_group_is_empty_and_says_so(mode):
     buffer = make_buffer(mode)
@@ -339,8 +370,7 @@ def test_capacity_never_takes_rows_that_wait():
     with pytest.raises(ReplayFullError, match=r"max_trajectories=10 can't hold 4 more trajectories beside 8 of 2 groups"):
         insert(buffer, effective("p2"))
     assert (len(buffer), buffer.ready_groups) == (8, 2)
-    insert(buffer, uniform("p3"))  # stores nothing, so it fits
-    sample(buffer, num_groups=3)
+    sample(buffer, num_groups=2)
     assert insert(buffer, effective("p2")).groups == 1  # the refused insert left no trace
 
 

@@ -26,12 +26,11 @@ class Model:
 
     def insert(self, groups):
         new = [group for group in groups if group.group_id not in self.known]
-        stored = [(group, [t for t in group.trajectories if self.admits(group, t)]) for group in new]
-        num_waiting = sum(len(rows) for _, rows in [*self.waiting, *stored])
+        num_waiting = sum(len(group.trajectories) for group in [*self.waiting, *new])
         if num_waiting > CAPACITY:
             raise ReplayFullError
         self.known |= {group.group_id for group in new}
-        self.waiting += stored
+        self.waiting += new
         self.older = self.older[max(0, len(self.older) + num_waiting - CAPACITY) :]
 
     def admits(self, group, trajectory):
@@ -40,8 +39,8 @@ class Model:
     def sample(self, num_groups, version):
         """The rows that may be drawn as fresh and as older ones."""
         step, self.waiting = self.waiting[:num_groups], self.waiting[num_groups:]
-        num_step = sum(len(group.trajectories) for group, _ in step)
-        fresh = [row for _, rows in step for row in rows]
+        num_step = sum(len(group.trajectories) for group in step)
+        fresh = [row for group in step for row in group.trajectories if self.admits(group, row)]
         older = self.retire(self.older, num_step, version)
         self.older = self.retire([*older, *fresh], num_step, version)
         return {row.trajectory_id for row in fresh}, {row.trajectory_id for row in older}
@@ -52,8 +51,12 @@ class Model:
         return [row for row in rows if version - row.policy_version <= MAX_AGE] if self.mode == "fresh" else []
 
     @property
-    def rows(self):
-        return [row.trajectory_id for row in self.older] + [row.trajectory_id for _, rows in self.waiting for row in rows]
+    def table(self):
+        return [row.trajectory_id for row in self.older]
+
+    @property
+    def num_rows(self):
+        return len(self.older) + sum(len(group.trajectories) for group in self.waiting)
 
 
 GROUP = st.tuples(st.integers(0, 7), st.integers(0, 4), st.sampled_from(PATTERNS))  # prompt, visit, rewards; repeats are retries
@@ -67,7 +70,7 @@ EVENT = st.one_of(
 
 
 def stored_ids(buffer):
-    storage, _ = buffer.capture()
+    storage, _, _ = buffer.capture()
     return storage.gather(np.arange(len(storage))).column("trajectory_id").to_pylist()
 
 
@@ -120,7 +123,31 @@ def test_the_buffer_behaves_like_the_model(mode, events):
                 buffer.snapshot(folder)
                 buffer = ReplayBuffer(config, seed=1)
                 buffer.restore(folder)
-        assert stored_ids(buffer) == model.rows
-        assert (len(buffer), buffer.ready_groups) == (len(model.rows), len(model.waiting))
+        assert stored_ids(buffer) == model.table
+        assert (len(buffer), buffer.ready_groups) == (model.num_rows, len(model.waiting))
+        assert len(buffer) <= CAPACITY
         stats = buffer.stats()
-        assert stats["size"] == stats["admitted"] - stats["removed"] - stats["evicted"] <= CAPACITY
+        assert stats["size"] == stats["admitted"] - stats["removed"] - stats["evicted"]
+
+
+@pytest.mark.parametrize("mode", [mode.value for mode in ReplayMode])
+@given(arrival=st.permutations(range(12)), cuts=st.lists(st.integers(1, 4), min_size=12, max_size=12))
+@settings(max_examples=25, deadline=None)
+def test_draws_depend_on_the_turns_and_not_on_the_order_of_arrival(mode, arrival, cuts):
+    groups = [make_group(f"p{i % 8}", visit=i // 8, rewards=PATTERNS[i % len(PATTERNS)]) for i in range(12)]
+    turns = {group.group_id: turn for turn, group in enumerate(groups)}
+
+    def drawn(order, sizes):
+        buffer, samples, waiting = ReplayBuffer(ReplayConfig(mode=ReplayMode(mode)), seed=3), [], list(order)
+        for size in sizes:
+            batch = [groups[turn] for turn in waiting[:size]]
+            waiting = waiting[size:]
+            buffer.insert(to_record_batch([trajectory for group in batch for trajectory in group.trajectories]), turns)
+            while buffer.ready_groups >= 4:
+                samples.append(buffer.sample(num_updates=2, batch_size=6, num_shards=2, policy_version=len(samples), num_groups=4))
+        assert (len(samples), buffer.waiting_groups) == (3, 0)
+        return samples
+
+    for expected, found in zip(drawn(range(12), [12]), drawn(arrival, cuts), strict=True):
+        assert all(one.equals(other) for one, other in zip(expected.shards, found.shards, strict=True))
+        assert [rows.column("trajectory_id") for rows in expected.consumed] == [rows.column("trajectory_id") for rows in found.consumed]
