@@ -11,30 +11,30 @@ import torch
 
 from algorithms.ratios import check_flat
 
+LOG_RATIO_BOUND = 20.0  # nats; beyond it a ratio is of no use to anyone, and in float32 not far from overflow
+
 
 def clipped_surrogate(
     policy_logprobs: torch.Tensor,
     proximal_logprobs: torch.Tensor,
-    behavior_logprobs: torch.Tensor,
+    behavior_weights: torch.Tensor,
     advantages: torch.Tensor,
     *,
     clip_low: float,
     clip_high: float,
-    behavior_ratio_cap: float,
 ) -> torch.Tensor:
-    """Decoupled PPO: -w min(r A, clip(r, 1 - low, 1 + high) A) a token.
+    """Decoupled PPO: -w min(r A, clip(r, 1 - low, 1 + high) A) a token, with r = pi / pi_proximal.
 
-    r = pi / pi_proximal and w = min(pi_proximal / mu, cap), without gradient (Hilton et al., arXiv 2110.00641; AReaL,
-    arXiv 2505.24298, equation 5). With proximal = behavior it is plain PPO with separate bounds.
+    w stands for pi_proximal / mu (Hilton et al., arXiv 2110.00641; AReaL, arXiv 2505.24298, equation 5), as one of
+    algorithms.corrections gives it. With proximal = behavior and w = 1 it is plain PPO with separate bounds.
 
     Args:
         policy_logprobs: [N] float32, nats, with gradient.
-        proximal_logprobs: [N] float32, nats.
-        behavior_logprobs: [N] float32, nats.
+        proximal_logprobs: [N] float32, nats; taken without gradient.
+        behavior_weights: [N] float32, w; taken without gradient.
         advantages: [N] float32, the trajectory's coefficient on each of its tokens.
         clip_low: the ratio's lower bound is 1 - clip_low.
         clip_high: its upper bound is 1 + clip_high.
-        behavior_ratio_cap: C, the upper bound of pi_proximal / mu.
 
     Returns:
         [N] float32 losses.
@@ -45,14 +45,12 @@ def clipped_surrogate(
     check_flat(
         policy_logprobs=policy_logprobs,
         proximal_logprobs=proximal_logprobs,
-        behavior_logprobs=behavior_logprobs,
+        behavior_weights=behavior_weights,
         advantages=advantages,
     )
-    proximal = proximal_logprobs.detach()
-    behavior_weight = torch.exp(proximal - behavior_logprobs).clamp(max=behavior_ratio_cap)
-    ratio = torch.exp(policy_logprobs - proximal)
+    ratio = torch.exp((policy_logprobs - proximal_logprobs.detach()).clamp(max=LOG_RATIO_BOUND))
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    return -behavior_weight * torch.minimum(ratio * advantages, clipped * advantages)
+    return -behavior_weights.detach() * torch.minimum(ratio * advantages, clipped * advantages)
 
 
 def sequence_weights(

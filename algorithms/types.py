@@ -95,6 +95,12 @@ class Trajectory:
         return min(span.version for span in self.version_spans)
 
     @property
+    def token_versions(self) -> NDArray[np.int64]:
+        """[R] the policy version that produced each response token."""
+        spans = self.version_spans
+        return np.repeat(np.array([s.version for s in spans], np.int64), np.array([s.end - s.start for s in spans], np.int64))
+
+    @property
     def num_response_tokens(self) -> int:
         """R, the length of the per-token arrays."""
         return len(self.response_token_ids)

@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 
 from conf.loading import ConfigError
-from conf.schema import Config, Device, LossWeight, ReplayMode
+from conf.schema import BehaviorWeight, Config, Device, LossWeight, ProximalKind, ReplayMode
 
 MIN_OBJECT_STORE_BYTES = 80 * 1024**2  # Ray refuses less than 75 MiB
 GENERATED_DATA = ("", "quickstart")
@@ -141,6 +141,8 @@ _BOUNDS = {  # lowest and highest value, both allowed
     "algorithm.behavior_ratio_cap": (1.0, INFINITY),
     "algorithm.max_staleness": (0, INFINITY),
     "algorithm.prompts_per_step": (1, INFINITY),
+    "algorithm.sequence_ratio_high": (0.0, INFINITY),
+    "algorithm.sequence_ratio_low": (0.0, INFINITY),
     "algorithm.updates_per_step": (1, INFINITY),
     "checkpoint.every_steps": (0, INFINITY),
     "checkpoint.keep_last": (1, INFINITY),
@@ -222,6 +224,16 @@ def _algorithm(config: Config, at: _Speaker) -> Iterator[str]:
         yield f"{at('algorithm.clip_low')} is out of range: ratios are clipped from below at 1 - clip_low, expected above 0, at most 1."
     if not algorithm.clip_high > 0:
         yield f"{at('algorithm.clip_high')} is out of range: ratios are clipped from above at 1 + clip_high, expected above 0."
+    if algorithm.proximal is ProximalKind.behavior and algorithm.behavior_weight is BehaviorWeight.tapered:
+        yield (
+            f"{at('algorithm.behavior_weight')} tapers pi_proximal / pi_behavior, which is always 1 with {at('algorithm.proximal')}; set"
+            " algorithm.proximal=recompute or algorithm.behavior_weight=none."
+        )
+    if (algorithm.sequence_ratio_low or 0.0) >= 1.0 or (algorithm.sequence_ratio_high or INFINITY) <= 1.0:
+        yield (
+            f"{at('algorithm.sequence_ratio_low')} and {at('algorithm.sequence_ratio_high')} leave out what the policy itself sampled,"
+            " whose ratio is 1; expected one below and one above 1, or null."
+        )
     size, updates = batch_size(config), algorithm.updates_per_step
     if config.replay.mode is ReplayMode.none and size * updates != trajectories_per_step(config):
         yield (

@@ -41,7 +41,16 @@ class ProximalKind(str, Enum):
     """Where the proximal policy of the ratio comes from."""
 
     recompute = "recompute"  # decoupled PPO: the learner's weights when the batch arrived
+    interpolate = "interpolate"  # the same without its forward pass: between behaviour and policy, by the token's version
     behavior = "behavior"  # plain PPO: the engine's log-probs
+
+
+class BehaviorWeight(str, Enum):
+    """What stands for pi_proximal / pi_behavior in the loss."""
+
+    truncated = "truncated"  # a token's ratio, at most behavior_ratio_cap
+    tapered = "tapered"  # TOPR: 1 where the advantage is positive, else the whole trajectory's ratio, at most 1
+    none = "none"  # 1: stale tokens count as if the learner had sampled them
 
 
 class LossWeight(str, Enum):
@@ -182,7 +191,10 @@ class AlgorithmConfig:
     clip_low: float = 0.2
     clip_high: float = 0.35
     proximal: ProximalKind = ProximalKind.recompute
+    behavior_weight: BehaviorWeight = BehaviorWeight.truncated
     behavior_ratio_cap: float = 2.0  # C: upper bound of pi_proximal / pi_behavior
+    sequence_ratio_low: float | None = 0.5  # a trajectory's geometric-mean pi / pi_behavior below it isn't trained on; null: no bound
+    sequence_ratio_high: float | None = 2.0  # the same above it
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ class MicroBatch:
     labels: torch.Tensor  # [N] int64, the predicted tokens
     samples: torch.Tensor  # [N] int64, whose token it is, by the number of the sample
     behavior_logprobs: torch.Tensor  # [N] float32, nats
+    versions: torch.Tensor  # [N] int64, the policy version that produced the token
     coefficients: torch.Tensor  # [N] float32, of the sample
     weights: torch.Tensor  # [N] float32, of the sample
     image_token_positions: torch.Tensor  # [K] int64, flat in B * T, in order
@@ -167,7 +168,8 @@ class _Layout:
         self._images = images
         self._merge_size = merge_size
         self._rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # ids, segments, offsets
-        self._predicted: list[tuple[int, np.ndarray, np.ndarray, np.ndarray, int]] = []  # row, columns, labels, log-probs, sample
+        # row, columns, labels, log-probs, versions, sample
+        self._predicted: list[tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]] = []
         self._image_columns: list[tuple[int, np.ndarray]] = []  # row, columns of its image tokens
         self._distinct: dict[str, tuple[int, ProcessedImage]] = {}
         self.occurrences: list[int] = []
@@ -187,7 +189,8 @@ class _Layout:
             for sample in samples:
                 trajectory = trajectories[sample]
                 kept = slice(None) if masked else trajectory.loss_mask
-                self._predicted.append((len(self._rows), columns[kept], response[kept], trajectory.behavior_logprobs[kept], sample))
+                sampled = trajectory.behavior_logprobs[kept], trajectory.token_versions[kept]
+                self._predicted.append((len(self._rows), columns[kept], response[kept], *sampled, sample))
             start += len(response) - 1
         self._rows.append((np.concatenate(parts), np.concatenate(segments), np.concatenate(offsets)))
 
@@ -219,7 +222,7 @@ class _Layout:
         for number, columns in enumerate(self._rows):
             for plane, values in zip(grid, columns, strict=True):
                 plane[number, : len(values)] = values
-        counts = np.array([len(columns) for _, columns, _, _, _ in self._predicted], np.int64)
+        counts = np.array([len(columns) for _, columns, *_ in self._predicted], np.int64)
         samples = np.array([sample for *_, sample in self._predicted], np.int64)
         zeros = np.zeros(len(samples), np.float32)
 
@@ -232,9 +235,10 @@ class _Layout:
             response_offsets=torch.from_numpy(grid[2]),
             max_responses=int(grid[1].max()),
             logit_positions=_joined([row * width + columns for row, columns, *_ in self._predicted], np.int64),
-            labels=_joined([labels for _, _, labels, _, _ in self._predicted], np.int64),
+            labels=_joined([labels for _, _, labels, *_ in self._predicted], np.int64),
             samples=torch.from_numpy(np.repeat(samples, counts)),
-            behavior_logprobs=_joined([logprobs for *_, logprobs, _ in self._predicted], np.float32),
+            behavior_logprobs=_joined([logprobs for *_, logprobs, _, _ in self._predicted], np.float32),
+            versions=_joined([versions for *_, versions, _ in self._predicted], np.int64),
             coefficients=of_samples(terms.coefficients) if terms else torch.from_numpy(np.repeat(zeros, counts)),
             weights=of_samples(terms.weights) if terms else torch.from_numpy(np.repeat(zeros, counts)),
             image_token_positions=_joined([row * width + columns for row, columns in self._image_columns], np.int64),

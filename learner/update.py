@@ -16,14 +16,15 @@ import numpy as np
 import torch
 
 from algorithms.batching import split_microbatches
-from algorithms.losses import clipped_surrogate, loss_coefficients, sequence_weights
-from algorithms.ratios import RatioSums, ratio_statistics
+from algorithms.losses import loss_coefficients, sequence_weights
+from algorithms.ratios import RatioSums
 from algorithms.types import SampledTrajectory, Trajectory
-from conf.schema import AlgorithmConfig, LearnerConfig, ProximalKind
+from conf.schema import AlgorithmConfig, LearnerConfig
 from learner.collate import Collator, LossTerms, MicroBatch
 from learner.deepspeed_engine import StepResult, TrainingEngine
 from learner.packing import SHARED_ROW_TOKENS, Row, pack_rows
 from learner.schedule import learning_rate
+from learner.surrogate import PolicySurrogate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +74,7 @@ class PolicyUpdate:
         self._engine = engine
         self._collator = collator
         self._algorithm = algorithm
+        self._surrogate = PolicySurrogate(algorithm)
         self._learner = learner
         self._importance_exponent = importance_exponent
         self._max_response_tokens = max_response_tokens
@@ -83,7 +85,7 @@ class PolicyUpdate:
 
         Args:
             samples: this rank's, each naming its update; none is allowed.
-            step: training step, from 0.
+            step: training step, from 0; also the policy version of the weights, since each step makes one.
 
         Returns:
             Step metrics over all ranks. What has no value, because every update was skipped, has no key.
@@ -100,7 +102,7 @@ class PolicyUpdate:
         results = []
         for plan, logprobs in zip(plans, proximal, strict=True):
             rate = self._learning_rate(step * len(plans) + len(results), self._num_steps * len(plans))
-            results.append(self._optimize(plan, logprobs, rate))
+            results.append(self._optimize(plan, logprobs, rate, version=step, update=len(results)))
         return self._metrics(results) | {"learning_rate": rate, "time/update_s": time.perf_counter() - started}
 
     def supervised(self, trajectories: Sequence[Trajectory], *, step: int) -> float:
@@ -147,23 +149,18 @@ class PolicyUpdate:
         lengths = [trajectory.num_response_tokens for trajectory in trajectories]
         return np.split(flat, np.cumsum(lengths)[:-1]) if lengths else []
 
-    def _optimize(self, plan: UpdatePlan, proximal: list[torch.Tensor] | None, rate: float) -> UpdateResult:
+    def _optimize(self, plan: UpdatePlan, proximal: list[torch.Tensor] | None, rate: float, *, version: int, update: int) -> UpdateResult:
         """One optimizer update: the gradient of every micro-batch, then a step."""
         if plan.tokens == 0:
             return UpdateResult(step=None, loss=0.0, ratios=RatioSums(), tokens=0)
         ratios = RatioSums()
-        clip = {"clip_low": self._algorithm.clip_low, "clip_high": self._algorithm.clip_high}
 
         def surrogate(index: int, batch: MicroBatch, policy_logprobs: torch.Tensor) -> torch.Tensor:
             nonlocal ratios
-            if self._algorithm.proximal == ProximalKind.behavior:
-                proximal_logprobs = batch.behavior_logprobs
-            else:
-                proximal_logprobs = policy_logprobs.detach() if proximal is None else proximal[index]
-            policies = (policy_logprobs, proximal_logprobs, batch.behavior_logprobs)
-            ratios += ratio_statistics(*policies, **clip)
-            losses = clipped_surrogate(*policies, batch.coefficients, **clip, behavior_ratio_cap=self._algorithm.behavior_ratio_cap)
-            return (batch.weights * losses).sum()
+            recomputed = None if proximal is None else proximal[index]
+            loss, statistics = self._surrogate.loss(batch, policy_logprobs, recomputed, version=version, update=update)
+            ratios += statistics
+            return loss
 
         loss = self._accumulate(plan, surrogate)
         return UpdateResult(step=self._engine.step(rate), loss=loss, ratios=ratios, tokens=plan.tokens)
@@ -180,12 +177,8 @@ class PolicyUpdate:
 
     @torch.no_grad()
     def _proximal_logprobs(self, plans: list[UpdatePlan]) -> list[list[torch.Tensor] | None]:
-        """The log-probs of every micro-batch under the weights that the batch met.
-
-        None where no forward pass is needed: with a single update the policy *is* the proximal policy while its gradient
-        is computed, and with the behaviour policy as proximal the engine's log-probs serve.
-        """
-        if len(plans) == 1 or self._algorithm.proximal == ProximalKind.behavior:
+        """The log-probs of every micro-batch under the weights that the batch met; None where nobody asks for them."""
+        if not self._surrogate.needs_recomputation:
             return [None] * len(plans)
         return [
             [self._engine.forward(self._collator.collate(plan.trajectories, rows).to(self._engine.device)) for rows in plan.microbatches]

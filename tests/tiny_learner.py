@@ -60,7 +60,7 @@ def make_trajectories(
         return make_trajectory(
             prompt_id=f"p{number}", index=index, response_tokens=count, advantage=float(random.normal()), prompt_token_ids=prompt,
             images=images, response_token_ids=random.integers(10, 500, count).astype(np.int32),
-            behavior_logprobs=(-6.0 + 0.5 * random.normal(size=count)).astype(np.float32), loss_mask=random.random(count) > 0.2,
+            behavior_logprobs=(-6.2 + 0.5 * random.normal(size=count)).astype(np.float32), loss_mask=random.random(count) > 0.2,
         )  # fmt: skip
 
     return [one(index) for index in range(samples)]
@@ -127,6 +127,8 @@ class PlainLearner:
             policy = self.logprobs(trajectory)[mask]
             old = policy.detach() if proximal is None else proximal[index][mask]
             behavior = torch.from_numpy(trajectory.behavior_logprobs.copy())[mask]
+            if not algorithm.sequence_ratio_low <= float((policy.detach() - behavior).mean().exp()) <= algorithm.sequence_ratio_high:
+                continue
             weight = (old - behavior).exp().clamp(max=algorithm.behavior_ratio_cap)
             ratio = (policy - old).exp()
             clipped = ratio.clamp(1 - algorithm.clip_low, 1 + algorithm.clip_high)

@@ -5,9 +5,13 @@ import math
 import pytest
 import torch
 
+from algorithms.corrections import truncated_weights
 from algorithms.losses import clipped_surrogate, loss_coefficients, sequence_weights
 
-SETTINGS = {"clip_low": 0.2, "clip_high": 0.35, "behavior_ratio_cap": 2.0}
+SETTINGS = {"clip_low": 0.2, "clip_high": 0.35}
+
+
+ONE = torch.ones(1)
 
 
 def logs(*values: float) -> torch.Tensor:
@@ -16,7 +20,7 @@ def logs(*values: float) -> torch.Tensor:
 
 def test_ratio_inside_the_bounds_is_unclipped():
     # r = 0.6 / 0.5 = 1.2, w = 1, A = 2 -> -2.4
-    loss = clipped_surrogate(logs(0.6), logs(0.5), logs(0.5), torch.tensor([2.0]), **SETTINGS)
+    loss = clipped_surrogate(logs(0.6), logs(0.5), ONE, torch.tensor([2.0]), **SETTINGS)
     torch.testing.assert_close(loss, torch.tensor([-2.4]))
 
 
@@ -30,30 +34,30 @@ def test_ratio_inside_the_bounds_is_unclipped():
     ],
 )
 def test_the_pessimistic_bound(ratio, advantage, expected):
-    loss = clipped_surrogate(logs(0.25 * ratio), logs(0.25), logs(0.25), torch.tensor([advantage]), **SETTINGS)
+    loss = clipped_surrogate(logs(0.25 * ratio), logs(0.25), ONE, torch.tensor([advantage]), **SETTINGS)
     torch.testing.assert_close(loss, torch.tensor([expected]))
 
 
 def test_clipped_tokens_have_no_gradient():
     policy = logs(0.8, 0.3).requires_grad_()
-    clipped_surrogate(policy, logs(0.4, 0.4), logs(0.4, 0.4), torch.tensor([1.0, -1.0]), **SETTINGS).sum().backward()
+    clipped_surrogate(policy, logs(0.4, 0.4), torch.ones(2), torch.tensor([1.0, -1.0]), **SETTINGS).sum().backward()
     assert policy.grad is not None and policy.grad.tolist() == [0.0, 0.0]
 
 
-def test_behavior_weight_is_truncated_and_has_no_gradient():
-    # w = min(0.8 / 0.2, 2) = 2, r = 1, A = 1; d/dlog pi of -w r A = -2
-    policy, proximal = logs(0.8).requires_grad_(), logs(0.8).requires_grad_()
-    loss = clipped_surrogate(policy, proximal, logs(0.2), torch.tensor([1.0]), **SETTINGS)
+def test_the_weight_multiplies_and_neither_it_nor_the_proximal_policy_has_a_gradient():
+    # w = 2, r = 1, A = 1; d/dlog pi of -w r A = -2
+    policy, proximal, weight = logs(0.8).requires_grad_(), logs(0.8).requires_grad_(), torch.tensor([2.0], requires_grad=True)
+    loss = clipped_surrogate(policy, proximal, weight, ONE, **SETTINGS)
     torch.testing.assert_close(loss.detach(), torch.tensor([-2.0]))
     loss.sum().backward()
     torch.testing.assert_close(policy.grad, torch.tensor([-2.0]))
-    assert proximal.grad is None
+    assert proximal.grad is None and weight.grad is None
 
 
 def test_on_policy_gradient_is_reinforce():
     policy = logs(0.3, 0.6).requires_grad_()
     advantages = torch.tensor([0.75, -0.25])
-    clipped_surrogate(policy, policy.detach(), policy.detach(), advantages, **SETTINGS).sum().backward()
+    clipped_surrogate(policy, policy.detach(), torch.ones(2), advantages, **SETTINGS).sum().backward()
     torch.testing.assert_close(policy.grad, -advantages)
 
 
@@ -61,12 +65,20 @@ def test_proximal_equal_behavior_is_plain_ppo():
     policy, behavior, advantages = logs(0.5, 0.2), logs(0.3, 0.6), torch.tensor([1.0, -1.0])
     ratio = torch.tensor([0.5 / 0.3, 0.2 / 0.6])
     ppo = -torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.35) * advantages)
-    torch.testing.assert_close(clipped_surrogate(policy, behavior, behavior, advantages, **SETTINGS), ppo)
+    weights = truncated_weights(behavior, behavior, cap=2.0)
+    torch.testing.assert_close(clipped_surrogate(policy, behavior, weights, advantages, **SETTINGS), ppo)
+
+
+def test_an_absurd_ratio_stays_finite_in_the_loss_and_in_its_gradient():
+    policy = torch.tensor([-1.0], requires_grad=True)
+    loss = clipped_surrogate(policy, torch.tensor([-500.0]), ONE, -ONE, **SETTINGS)
+    loss.sum().backward()
+    assert loss.isfinite().all() and policy.grad is not None and policy.grad.isfinite().all()
 
 
 def test_shapes_are_named():
     with pytest.raises(ValueError, match=r"policy_logprobs.*\(2,\).*advantages.*\(1,\)"):
-        clipped_surrogate(logs(0.5, 0.5), logs(0.5, 0.5), logs(0.5, 0.5), torch.ones(1), **SETTINGS)
+        clipped_surrogate(logs(0.5, 0.5), logs(0.5, 0.5), torch.ones(2), torch.ones(1), **SETTINGS)
 
 
 def test_sequence_weights_of_two_responses():

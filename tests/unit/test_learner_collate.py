@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from algorithms.types import VersionSpan
 from learner.collate import PADDING, LossTerms
 from learner.images import ImageCache
 from learner.packing import Row, pack_rows
@@ -32,10 +33,12 @@ def test_a_text_row_by_hand(tiny_model: Path, collator) -> None:
     first = dataclasses.replace(
         first, prompt_token_ids=np.array([5, 6], np.int32), response_token_ids=np.array([7, 8], np.int32),
         behavior_logprobs=np.array([-1, -2], np.float32), loss_mask=np.array([True, True]),
+        version_spans=(VersionSpan(start=0, end=2, version=3),),
     )  # fmt: skip
     second = dataclasses.replace(
         first, response_token_ids=np.array([9, 10, 2], np.int32), behavior_logprobs=np.array([-3, -4, -5], np.float32),
         loss_mask=np.array([True, False, True]),
+        version_spans=(VersionSpan(start=0, end=2, version=3), VersionSpan(start=2, end=3, version=4)),
     )  # fmt: skip
     rows = [Row(responses=((0,), (1,)), num_tokens=5)]
     batch = collator.collate([first, second], rows, LossTerms(coefficients=[0.5, -0.5], weights=[0.1, 0.2]))
@@ -47,6 +50,7 @@ def test_a_text_row_by_hand(tiny_model: Path, collator) -> None:
     assert batch.logit_positions.tolist() == [1, 2, 1, 4]
     assert batch.samples.tolist() == [0, 0, 1, 1]
     assert batch.behavior_logprobs.tolist() == [-1, -2, -3, -5]
+    assert batch.versions.tolist() == [3, 3, 3, 4]
     assert batch.coefficients.tolist() == [0.5, 0.5, -0.5, -0.5]
     assert batch.weights.tolist() == pytest.approx([0.1, 0.1, 0.2, 0.2])
     assert batch.pixel_values is None

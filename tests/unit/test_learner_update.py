@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from algorithms.types import VersionSpan
 from conf.schema import LossAggregation, LossWeight, ProximalKind
 from learner.deepspeed_engine import StepResult
 from learner.policy import PolicyModel
@@ -125,6 +126,23 @@ def test_the_behaviour_policy_as_proximal(tiny_model: Path, trajectories) -> Non
     plain.step(trajectories, rate=metrics["learning_rate"], proximal=[torch.from_numpy(t.behavior_logprobs.copy()) for t in trajectories])
     assert_same_weights(learner.weights, plain.weights())
     assert metrics["kl/behavior_proximal"] == 0
+
+
+def test_the_step_s_number_is_the_version_that_staleness_counts_from(tiny_model: Path, trajectories) -> None:
+    count = trajectories[0].num_response_tokens
+    spans = (VersionSpan(start=0, end=1, version=4), VersionSpan(start=1, end=count, version=6))
+    crossing = dataclasses.replace(trajectories[0], version_spans=spans, loss_mask=np.ones(count, np.bool_))
+    metrics = Learner(tiny_model).update.update(as_samples([crossing]), step=6)
+    assert metrics["staleness/trained_mean"] == pytest.approx(2 / count)
+
+
+def test_an_interpolated_proximal_policy_needs_no_pass_and_knows_versions(tiny_model: Path, trajectories) -> None:
+    settings = {"updates_per_step": 2, "proximal": ProximalKind.interpolate}
+    samples = [sample for update in range(2) for sample in as_samples(trajectories, update=update)]
+    learner, older = (Learner(tiny_model, algorithm=settings, learner={"microbatch_tokens": 10**6}) for _ in range(2))
+    metrics = learner.update.update(samples, step=0)
+    assert learner.engine.num_forwards == 2
+    assert older.update.update(samples, step=3)["kl/behavior_proximal"] > metrics["kl/behavior_proximal"] > 0
 
 
 @pytest.mark.parametrize("aggregation", list(LossAggregation))
