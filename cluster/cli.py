@@ -188,6 +188,36 @@ def curves(
         typer.echo(output)
 
 
+@app.command(
+    epilog=_example(
+        "rethinker plan vl_rethinker_7b",
+        "rethinker plan my.yaml rollout.num_actors=8 --address auto",
+    )
+)
+def plan(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a running cluster to compare with, 'auto' for one on this machine; without it, RAY_ADDRESS.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Tell what a run would take, without starting anything.
+
+    Prints the roles with their placement groups, the memory of a learner rank and of a rollout engine, and, where a cluster is connected,
+    what would lie on which node and what is missing. Neither data nor weights need to be there. 'train' makes the same check before it
+    starts an actor.
+    """
+    with _refusals():
+        settings = load_config(config, overrides or [])
+        check(settings, paths=False)
+        from cluster.plan import plan as run_plan
+
+        run_plan(settings, address)
+
+
 @app.command("config", epilog=_example("rethinker config default", "rethinker config quickstart replay.mode=fresh --check"))
 def print_config(
     config: ConfigArgument,

@@ -18,7 +18,8 @@ from actors.actor import RolloutActor, RolloutReceipt
 from actors.worker import EvaluatedAnswer, RolloutRequest
 from algorithms.types import Prompt
 from cluster.waiting import answer_within
-from conf.schema import Config, Device
+from conf.resources import rollout_bundle
+from conf.schema import Config
 
 logger = logging.getLogger(__name__)
 
@@ -108,9 +109,7 @@ class RolloutFleet:
 
     def _place(self, index: int) -> Replica:
         config = self.config
-        resources = {"CPU": config.rollout.cpus_per_actor}
-        if config.cluster.device is Device.gpu:
-            resources["GPU"] = float(config.rollout.tensor_parallel_size)
+        resources = rollout_bundle(config)
         placement = placement_group([resources], strategy="PACK")
         actor = RolloutActor.options(
             num_cpus=resources["CPU"],

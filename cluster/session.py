@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 import ray
 
-from conf.checks import check_resources, resources_needed
+from cluster.placement import Node, check_placement
+from conf.resources import placement_requests
 from conf.schema import Config
 
 NAMESPACE = "rethinker"
@@ -28,7 +29,34 @@ def ray_session(config: Config) -> Iterator[None]:
         Nothing.
 
     Raises:
-        ConfigError: when the cluster has too few CPUs or GPUs, before any actor is started.
+        ConfigError: when the cluster has no room for the roles, before any actor is started.
+    """
+    with connected(config):
+        if not config.cluster.autoscaling:
+            check_placement(placement_requests(config), cluster_nodes())
+        yield
+
+
+def cluster_nodes() -> list[Node]:
+    """List the living nodes of the connected cluster with all that they have.
+
+    Returns:
+        Head first, then by address.
+    """
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    alive.sort(key=lambda node: ("node:__internal_head__" not in node["Resources"], node["NodeManagerAddress"]))
+    return [Node(name=node["NodeManagerAddress"], resources=node["Resources"]) for node in alive]
+
+
+@contextmanager
+def connected(config: Config) -> Iterator[None]:
+    """Connect to Ray without asking whether a run fits.
+
+    Args:
+        config: of the run.
+
+    Yields:
+        Nothing.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray would otherwise set the number of threads for each worker by its CPUs; threads are settings of the roles
@@ -46,7 +74,6 @@ def ray_session(config: Config) -> Iterator[None]:
     else:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=config.cluster.log_to_driver)
     try:
-        check_resources(resources_needed(config), ray.cluster_resources())
         yield
     finally:
         ray.shutdown()

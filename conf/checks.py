@@ -7,11 +7,12 @@ What is wrong with one key's type is conf.loading's business. Must not know Ray,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
 
 from conf.loading import ConfigError
+from conf.resources import resources_needed
 from conf.schema import BehaviorWeight, Config, Device, LossWeight, ProximalKind, ReplayMode
 
 MIN_OBJECT_STORE_BYTES = 80 * 1024**2  # Ray refuses less than 75 MiB
@@ -68,20 +69,6 @@ def total_updates(config: Config) -> int:
     return config.run.num_steps * config.algorithm.updates_per_step
 
 
-def resources_needed(config: Config) -> dict[str, float]:
-    """Add up what the actors of a run reserve.
-
-    Args:
-        config: of a run.
-
-    Returns:
-        CPUs and GPUs. The replay actor and the controller reserve none: they wait most of the time.
-    """
-    rollout, learner = config.rollout, config.learner
-    gpus = rollout.num_actors * rollout.tensor_parallel_size + learner.num_ranks if config.cluster.device is Device.gpu else 0
-    return {"CPU": rollout.num_actors * rollout.cpus_per_actor + learner.num_ranks * learner.cpus_per_rank, "GPU": float(gpus)}
-
-
 def check(config: Config, *, paths: bool = True) -> None:
     """Refuse settings that cannot work together.
 
@@ -96,25 +83,6 @@ def check(config: Config, *, paths: bool = True) -> None:
     for rule in (*rules, _paths) if paths else rules:
         for sentence in rule(config, _speaker(config)):
             raise ConfigError(sentence)
-
-
-def check_resources(needed: Mapping[str, float], available: Mapping[str, float]) -> None:
-    """Refuse a run that its cluster could never place.
-
-    Args:
-        needed: CPUs and GPUs, of resources_needed.
-        available: CPUs and GPUs of the cluster, as Ray counts them; an absent one is 0.
-
-    Raises:
-        ConfigError: naming the keys that ask, what they ask for and what there is.
-    """
-    asked = {
-        "CPU": "rollout.num_actors times rollout.cpus_per_actor and learner.num_ranks times learner.cpus_per_rank",
-        "GPU": "rollout.num_actors times rollout.tensor_parallel_size and learner.num_ranks",
-    }
-    for name, count in needed.items():
-        if count > available.get(name, 0.0):
-            raise ConfigError(f"{asked[name]} need {count:g} {name}s, but the cluster has {available.get(name, 0.0):g}.")
 
 
 _Speaker = Callable[[str], str]

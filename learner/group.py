@@ -18,7 +18,8 @@ from ray.exceptions import RayActorError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from conf.schema import Config, Device
+from conf.resources import learner_bundle
+from conf.schema import Config
 from learner.actor import LearnerRank
 
 DEATH_NOTICE_S = 2.0
@@ -188,9 +189,7 @@ class LearnerGroup:
     async def _place(self) -> None:
         """Reserve every rank's resources at once, so that a group is never half there."""
         settings = self._config.learner
-        bundle = {"CPU": settings.cpus_per_rank}
-        if self._config.cluster.device is Device.gpu:
-            bundle["GPU"] = 1.0
+        bundle = learner_bundle(self._config)
         self._placement = placement_group([bundle] * settings.num_ranks, strategy="PACK")
         try:
             await asyncio.wait_for(_awaited(self._placement.ready()), settings.start_timeout_s)

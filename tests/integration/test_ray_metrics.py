@@ -23,7 +23,7 @@ def endpoint():
 
 
 def test_every_step_metric_is_on_ray_s_endpoint(endpoint, tmp_path):
-    wanted = {f'ray_{prometheus_name(name)}{{': value for name, value in STEP.items()}
+    wanted = {f"ray_{prometheus_name(name)}{{": value for name, value in STEP.items()}
     with MetricSinks(jsonl=tmp_path / "metrics.jsonl", tensorboard=tmp_path / "events", run="dashboard") as sinks:
         sinks.write(1, STEP)
         deadline = time.monotonic() + DEADLINE_S

@@ -60,7 +60,7 @@ def test_a_resumed_run_replaces_the_steps_that_it_does_again(tmp_path, gauges):
 
 def test_a_damaged_metrics_file_is_named_with_its_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text(json.dumps({"step": 1}) + "\n{\"step\": 2, \"rew")
+    path.write_text(json.dumps({"step": 1}) + '\n{"step": 2, "rew')
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: not JSON"):
         read_metrics(path)
 

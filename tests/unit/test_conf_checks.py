@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from conf.checks import batch_size, check, check_resources, resources_needed, total_updates, trajectories_per_step
+from conf.checks import batch_size, check, total_updates, trajectories_per_step
 from conf.loading import CONF_DIR, ConfigError, load_config
 from conf.schema import Config
 
@@ -145,17 +145,3 @@ def test_paths_that_do_not_exist(tmp_path: Path) -> None:
         check(load(*words))
     data.mkdir()
     check(load(*words))
-
-
-def test_resources() -> None:
-    config = load("rollout.num_actors=2", "rollout.cpus_per_actor=1.5", "learner.num_ranks=3")
-    assert resources_needed(config) == {"CPU": 6.0, "GPU": 0.0}
-    check_resources(resources_needed(config), {"CPU": 6.0})
-    with pytest.raises(ConfigError) as caught:
-        check_resources(resources_needed(config), {"CPU": 4.0, "memory": 1e9})
-    assert all(part in str(caught.value) for part in ("rollout.num_actors", "learner.num_ranks", "need 6 CPUs", "has 4")), caught.value
-    config = load(GPU, "rollout.num_actors=2", "rollout.tensor_parallel_size=4", "learner.num_ranks=8")
-    assert resources_needed(config) == {"CPU": 10.0, "GPU": 16.0}
-    with pytest.raises(ConfigError) as caught:
-        check_resources(resources_needed(config), {"CPU": 64.0})
-    assert all(part in str(caught.value) for part in ("rollout.tensor_parallel_size", "need 16 GPUs", "has 0")), caught.value
