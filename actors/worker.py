@@ -162,12 +162,14 @@ class RolloutWorker:
             allowed_token_ids=self._allowed_token_ids,
             request_id=request.group_id,
         )
-        grades = await self._grader.grade_many([c.text for c in completions], [request.prompt.answer] * len(completions))
+        golds = [request.prompt.answer] * len(completions)
+        grades = await self._grader.grade_many([c.text for c in completions], golds, request.prompt.answer_type)
         strict = self._reward.extraction is Extraction.strict
-        correct = [grade.strict if strict else grade.lenient for grade in grades]
+        scores = [grade.strict_score if strict else grade.lenient_score for grade in grades]
+        correct = [score == 1.0 for score in scores]
         rewards = [
-            reward(correct=right, finish_reason=c.finish_reason, invalid_reward=self._reward.invalid_reward)
-            for right, c in zip(correct, completions, strict=True)
+            reward(correct=score == 1.0, finish_reason=c.finish_reason, invalid_reward=self._reward.invalid_reward, credit=score)
+            for score, c in zip(scores, completions, strict=True)
         ]
         advantages = group_advantages(np.array(rewards), kind=self._algorithm.advantage.value)
         trajectories = tuple(
@@ -223,7 +225,7 @@ class RolloutWorker:
             allowed_token_ids=self._allowed_token_ids,
             request_id=f"evaluate/{prompt.prompt_id}",
         )
-        grade = await self._grader.grade(completion.text, prompt.answer)
+        grade = await self._grader.grade(completion.text, prompt.answer, prompt.answer_type)
         return EvaluatedAnswer(
             prompt_id=prompt.prompt_id,
             category=prompt.category,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 SegmentKind = Literal["y1", "trigger", "y2"]
 FinishReason = Literal["stop", "length"]
+AnswerKind = Literal["free", "choice", "number", "scored"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +26,24 @@ class ImageRef:
 
     path: str  # readable on every node that rolls out or learns
     sha256: str  # of the file's bytes; the key of every image cache and the proof that both ends saw the same picture
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerType:
+    """How a response's answer is compared with the gold answer; the default suits mathematics, words and bare choice letters.
+
+    Example: ``AnswerType(kind="choice", options=("red", "blue"))`` takes "B", "(b)", "B. blue" and "blue" for the gold answer "B";
+    ``AnswerType(kind="number", unit="cm", relative_tolerance=0.01)`` takes "0.05 m" and "5.02" for the gold answer "5".
+    """
+
+    kind: AnswerKind = "free"
+    options: tuple[str, ...] = ()  # choice: the texts of A, B, ...; "" for an option without one (a picture); none at all: letters only
+    unit: str = ""  # number: of the gold answer; empty: the one that the gold answer itself ends with, if any
+    relative_tolerance: float = 0.0  # number: share of the gold answer
+    absolute_tolerance: float = 0.0  # number: in the gold answer's unit; the larger of the two tolerances counts
+    decimals: int | None = None  # number: both are rounded to so many places first; None: not rounded
+    scorer: str = ""  # scored: "module.function" of the task's owner, called in a grader process (docs/graders.md)
+    data: str = ""  # scored: JSON that the function gets as it is
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +59,7 @@ class Prompt:
     answer: str  # gold, without \boxed{}
     category: str
     source: str
+    answer_type: AnswerType = AnswerType()  # how answers are compared with it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,12 +1,14 @@
-"""The process in which untrusted answers are compared; started by tasks.grading, never imported by it.
+"""The process in which untrusted answers are compared; started by tasks.grading_processes, never imported by it.
 
-A parent process imports math-verify once and forks a child that does the work. When an answer hangs, exhausts memory or
-crashes, only the child dies and a new one is there within milliseconds. Messages are JSON, so that a child can't do
-harm by what it answers. Must not know asyncio, rewards or responses.
+A parent process imports math-verify (and the scorers that users name) once and forks children that do the work. When an answer hangs,
+exhausts memory or crashes, only its child dies and a new one is there within milliseconds. An answer that takes long is set aside: its
+child goes on at the lowest priority until the time limit, while another child takes the next answers. Messages are JSON, so that a
+child can't do harm by what it answers. Must not know asyncio, rewards or responses.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -15,14 +17,22 @@ import os
 import resource
 import signal
 import sys
-from multiprocessing.connection import Connection, Pipe
+import time
+from multiprocessing.connection import Connection, Pipe, wait
+from typing import Any
 
-from tasks.equivalence import equivalent
+from algorithms.types import AnswerType
+from tasks.comparison import ScoreError, compare
+from tasks.errors import DataError
+from tasks.plugins import load_function
 
-MAX_MESSAGE_BYTES = 1 << 20
+MAX_MESSAGE_BYTES = 1 << 18
+LANES = 4  # answers under way in one process; all but one of them have been set aside as slow
+PATIENCE_S = 0.2  # after which an answer is slow; ordinary ones take a few milliseconds
 _IDLE_POLL_S = 5.0  # how soon an orphan notices that its owner is gone
 _ANSWERS_PER_CHILD = 5000  # the algebra system's caches grow; a new child starts with small ones
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+_LOWEST_PRIORITY = 19
 
 
 def main(timeout_s: float, memory_bytes: int) -> None:
@@ -30,73 +40,141 @@ def main(timeout_s: float, memory_bytes: int) -> None:
 
     Args:
         timeout_s: for one comparison.
-        memory_bytes: address space of the process that compares.
+        memory_bytes: address space of one child.
     """
     requests, replies = Connection(os.dup(0), writable=False), Connection(os.dup(1), readable=False)
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1):
         os.dup2(nothing, stream)
     logging.disable(logging.CRITICAL)
-    equivalent("\\frac{1}{2}", "0.25+0.25", whole_response=False)  # loads the grammar before the first fork
+    compare("\\frac{1}{2}", "0.25+0.25", AnswerType(), form="boxed")  # loads the grammar before the first fork
     gc.freeze()
     owner = os.getppid()
-    replies.send_bytes(b"ready")
+    replies.send_bytes(b"{}")
     os.dup2(nothing, 2)
-    child: _Child | None = None
+    lanes = _Lanes(requests, replies, timeout_s=timeout_s, memory_bytes=memory_bytes)
     try:
-        while True:
-            if not requests.poll(_IDLE_POLL_S):
-                if os.getppid() != owner:
-                    return
-                continue
-            try:
-                request = requests.recv_bytes(MAX_MESSAGE_BYTES)
-            except (EOFError, OSError):
-                return
-            if child is None:
-                child = _Child(memory_bytes, close=(requests, replies))
-            reply, alive = child.ask(request, timeout_s)
-            if not alive:
-                child.kill()
-                child = None
-            replies.send_bytes(reply)
+        while os.getppid() == owner:
+            lanes.step()
+    except (EOFError, OSError):  # the owner closed its ends
+        return
     finally:
-        if child is not None:
+        lanes.close()
+
+
+class _Lanes:
+    """The children of one grader process and what they are at."""
+
+    def __init__(self, requests: Connection, replies: Connection, *, timeout_s: float, memory_bytes: int) -> None:
+        self._requests, self._replies = requests, replies
+        self._timeout_s, self._memory_bytes = timeout_s, memory_bytes
+        self._idle: _Child | None = None
+        self._busy: list[_Child] = []
+        self._scorers: set[str] = set()
+
+    def step(self) -> None:
+        """Wait for a request, a reply or a limit, and act on it.
+
+        Raises:
+            EOFError, OSError: when the owner is gone.
+        """
+        takes = len(self._busy) < LANES and all(child.slow for child in self._busy)
+        sources: list[Any] = [child.pipe for child in self._busy] + ([self._requests] if takes else [])
+        limits = [child.started + (self._timeout_s if child.slow else min(PATIENCE_S, self._timeout_s)) for child in self._busy]
+        ready = wait(sources, max(0.0, min(limits) - time.monotonic()) if limits else _IDLE_POLL_S)
+        for child in [child for child in self._busy if child.pipe in ready]:
+            self._finish(child)
+        if self._requests in ready:
+            self._take(self._requests.recv_bytes(MAX_MESSAGE_BYTES))
+        now = time.monotonic()
+        for child in list(self._busy):
+            if now - child.started >= self._timeout_s:
+                self._drop(child, "timeout")
+            elif not child.slow and now - child.started >= PATIENCE_S:
+                child.set_aside()
+
+    def close(self) -> None:
+        """Kill the children."""
+        for child in (*self._busy, *([self._idle] if self._idle else [])):
             child.kill()
+
+    def _take(self, message: bytes) -> None:
+        request = json.loads(message)
+        scorer = request["answer_type"]["scorer"]
+        if scorer and scorer not in self._scorers:
+            self._load(scorer)
+        child, self._idle = self._idle or _Child(self._memory_bytes, close=self._open_ends()), None
+        self._busy.append(child)
+        try:
+            child.ask(request["id"], message)
+        except OSError:
+            self._drop(child, "died")
+
+    def _finish(self, child: _Child) -> None:
+        try:
+            reply = json.loads(child.pipe.recv_bytes(MAX_MESSAGE_BYTES))
+        except (EOFError, OSError):
+            self._drop(child, "died")
+            return
+        self._reply(child.request_id, str(reply["reason"]), float(reply["score"]))
+        self._busy.remove(child)
+        if child.slow or child.answers >= _ANSWERS_PER_CHILD or reply["reason"] == "memory" or self._idle is not None:
+            child.kill()
+        else:
+            self._idle = child
+
+    def _drop(self, child: _Child, reason: str) -> None:
+        child.kill()
+        self._busy.remove(child)
+        self._reply(child.request_id, reason, 0.0)
+
+    def _reply(self, request_id: int, reason: str, score: float) -> None:
+        self._replies.send_bytes(json.dumps({"id": request_id, "reason": reason, "score": score}).encode())
+
+    def _load(self, scorer: str) -> None:
+        """Import a scorer here once; a child that was forked before would import it for itself alone."""
+        self._scorers.add(scorer)
+        with contextlib.suppress(DataError):  # the child meets the same error, and its reply counts it
+            load_function(scorer)
+        if self._idle is not None:
+            self._idle.kill()
+            self._idle = None
+
+    def _open_ends(self) -> list[Connection]:
+        return [self._requests, self._replies, *(child.pipe for child in self._busy)]
 
 
 class _Child:
     """A forked process that compares until it is killed."""
 
-    def __init__(self, memory_bytes: int, *, close: tuple[Connection, ...]) -> None:
-        self._pipe, theirs = Pipe()
+    def __init__(self, memory_bytes: int, *, close: list[Connection]) -> None:
+        self.pipe, theirs = Pipe()
+        self.slow = False
+        self.started = 0.0
+        self.answers = 0
+        self.request_id = -1
         self._pid = os.fork()
         if self._pid == 0:
             try:
-                self._pipe.close()
-                for connection in close:
+                for connection in (self.pipe, *close):
                     connection.close()
                 _confine(memory_bytes)
                 _compare_for_ever(theirs)
             finally:
                 os._exit(1)
         theirs.close()
-        self._answers = 0
 
-    def ask(self, request: bytes, timeout_s: float) -> tuple[bytes, bool]:
-        """The reply, and whether this child can be asked again."""
-        self._answers += 1
-        try:
-            self._pipe.send_bytes(request)
-            if not self._pipe.poll(timeout_s):
-                return _reply("timeout"), False
-            reply = self._pipe.recv_bytes(MAX_MESSAGE_BYTES)
-        except (EOFError, OSError):
-            return _reply("died"), False
-        return reply, self._answers < _ANSWERS_PER_CHILD and json.loads(reply)["reason"] != "memory"
+    def ask(self, request_id: int, message: bytes) -> None:
+        self.request_id, self.started = request_id, time.monotonic()
+        self.answers += 1
+        self.pipe.send_bytes(message)
+
+    def set_aside(self) -> None:
+        self.slow = True
+        os.setpriority(os.PRIO_PROCESS, self._pid, _LOWEST_PRIORITY)
 
     def kill(self) -> None:
-        self._pipe.close()
+        self.pipe.close()
         os.kill(self._pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)
 
@@ -114,18 +192,19 @@ def _compare_for_ever(pipe: Connection) -> None:
             request = json.loads(pipe.recv_bytes(MAX_MESSAGE_BYTES))
         except EOFError:
             return
+        answer_type = request["answer_type"]
+        answer_type["options"] = tuple(answer_type["options"])
+        score = 0.0
         try:
-            same = equivalent(request["candidate"], request["gold"], whole_response=request["whole_response"])
-            reply = _reply("equal" if same else "different")
+            score = compare(request["candidate"], request["gold"], AnswerType(**answer_type), form=request["form"])
+            reason = "equal" if score == 1.0 else "partial" if score else "different"
         except MemoryError:
-            reply = _reply("memory")
+            reason = "memory"
+        except ScoreError:
+            reason = "error:score"
         except Exception as error:  # any error of the algebra system is this answer's own; its kind goes into the counts
-            reply = _reply(f"error:{type(error).__name__}")
-        pipe.send_bytes(reply)
-
-
-def _reply(reason: str) -> bytes:
-    return json.dumps({"reason": reason}).encode()
+            reason = f"error:{type(error).__name__}"
+        pipe.send_bytes(json.dumps({"reason": reason, "score": score}).encode())
 
 
 if __name__ == "__main__":
