@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from conf.loading import ConfigError
 from conf.resources import Bundle, PlacementRequest
 
+RAYS_OWN = ("CPU", "GPU", "memory", "object_store_memory", "node:", "accelerator_type:")
+"""Resources that Ray counts on every node by itself."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
@@ -71,7 +74,8 @@ def check_placement(requests: Sequence[PlacementRequest], nodes: Sequence[Node])
     """
     result = assign(requests, nodes)
     if result.missing:
-        wanted = {k: sum(b.get(k, 0.0) for r in requests for b in r.bundles) for k in ("CPU", "GPU")}
+        names = {name: None for request in requests for bundle in request.bundles for name in bundle}
+        wanted = {name: sum(bundle.get(name, 0.0) for request in requests for bundle in request.bundles) for name in names}
         roles = ", ".join(f"{role} ({len(bundles)} x {shown(bundles[0])})" for role, bundles in list(result.missing.items())[:3])
         more = f" and {len(result.missing) - 3} more" if len(result.missing) > 3 else ""
         supply = "; ".join(f"{node.name} has {shown(node.resources)}" for node in nodes[:8])
@@ -86,13 +90,14 @@ def shown(resources: Mapping[str, float]) -> str:
     """Write resources for people.
 
     Args:
-        resources: by Ray's names; others than CPU and GPU are left out.
+        resources: by Ray's names; those that Ray itself gives to nodes are left out, but for CPU and GPU.
 
     Returns:
-        Such as "2 CPUs and 1 GPU".
+        Such as "2 CPUs, 1 GPU and 1 rollout".
     """
     words = [f"{resources[k]:g} {k}{'' if resources[k] == 1 else 's'}" for k in ("CPU", "GPU") if resources.get(k)]
-    return " and ".join(words) or "nothing"
+    words += [f"{amount:g} {name}" for name, amount in sorted(resources.items()) if amount and not name.startswith(RAYS_OWN)]
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]])) or "nothing"
 
 
 def _size(bundle: Bundle) -> tuple[float, float]:

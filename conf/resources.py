@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from conf.schema import Config, Device
 
 Bundle = dict[str, float]
-"""Resources that must lie on one node, by Ray's names: CPU, GPU."""
+"""Resources that must lie on one node, by Ray's names: CPU, GPU, and those that an operator gave to nodes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +28,9 @@ def learner_bundle(config: Config) -> Bundle:
         config: of a run.
 
     Returns:
-        CPUs, and one GPU on GPUs.
+        CPUs, one GPU on GPUs, and a unit of learner.node_resource.
     """
-    return _bundle(config, cpus=config.learner.cpus_per_rank, gpus=1)
+    return _bundle(config, cpus=config.learner.cpus_per_rank, gpus=1, node_resource=config.learner.node_resource)
 
 
 def rollout_bundle(config: Config) -> Bundle:
@@ -40,9 +40,10 @@ def rollout_bundle(config: Config) -> Bundle:
         config: of a run.
 
     Returns:
-        CPUs, and on GPUs as many as its engine spans.
+        CPUs, on GPUs as many as its engine spans, and a unit of rollout.node_resource.
     """
-    return _bundle(config, cpus=config.rollout.cpus_per_actor, gpus=config.rollout.tensor_parallel_size)
+    rollout = config.rollout
+    return _bundle(config, cpus=rollout.cpus_per_actor, gpus=rollout.tensor_parallel_size, node_resource=rollout.node_resource)
 
 
 def placement_requests(config: Config) -> list[PlacementRequest]:
@@ -66,11 +67,13 @@ def resources_needed(config: Config) -> Bundle:
         config: of a run.
 
     Returns:
-        CPUs and GPUs.
+        CPUs and GPUs; other resources where a role asks for them.
     """
     bundles = [bundle for request in placement_requests(config) for bundle in request.bundles]
-    return {name: sum(bundle.get(name, 0.0) for bundle in bundles) for name in ("CPU", "GPU")}
+    names = ["CPU", "GPU", *sorted({name for bundle in bundles for name in bundle} - {"CPU", "GPU"})]
+    return {name: sum(bundle.get(name, 0.0) for bundle in bundles) for name in names}
 
 
-def _bundle(config: Config, *, cpus: float, gpus: int) -> Bundle:
-    return {"CPU": cpus, "GPU": float(gpus)} if config.cluster.device is Device.gpu else {"CPU": cpus}
+def _bundle(config: Config, *, cpus: float, gpus: int, node_resource: str) -> Bundle:
+    bundle = {"CPU": cpus, "GPU": float(gpus)} if config.cluster.device is Device.gpu else {"CPU": cpus}
+    return {**bundle, node_resource: 1.0} if node_resource else bundle

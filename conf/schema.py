@@ -138,6 +138,7 @@ class RolloutConfig:
 
     num_actors: int = 1
     cpus_per_actor: float = 1.0
+    node_resource: str = ""  # Ray resource that only nodes for rollouts declare, one unit an actor; empty: any node
     tensor_parallel_size: int = 1  # GPUs (or CPU workers) of one engine
     threads: int = 1  # compute threads of an engine on CPU
     temperature: float = 1.0
@@ -203,6 +204,7 @@ class LearnerConfig:
 
     num_ranks: int = 1
     cpus_per_rank: float = 1.0
+    node_resource: str = ""  # Ray resource that only nodes for learners declare, one unit a rank; empty: any node
     threads: int = 1  # compute threads of a rank on CPU
     zero_stage: int = 0
     learning_rate: float = 1e-6

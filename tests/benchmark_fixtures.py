@@ -223,7 +223,8 @@ def emma(folder: Path) -> Path:
         [
             row(
                 "coding_1", "Coding", "Multiple Choice", "Which code made <image_1>?", "C", options=["<image_2>", "<image_3>", "<image_4>"],
-                image_1=picture(3), image_2=picture(4), image_3=picture(5), image_4=picture(6), task="Vis Choose Code", category="Line; Bar",
+                image_1=picture(3), image_2=picture(4), image_3=picture(5), image_4=picture(6),
+                task="Vis Choose Code", category="Line; Bar",
             )
         ],
     )  # fmt: skip

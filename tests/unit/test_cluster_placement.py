@@ -63,3 +63,13 @@ def test_no_node_holds_more_than_it_has_and_nothing_is_left_out_while_there_is_r
         assert used == count - found.free[node.name]["GPU"] <= count
     for bundles in found.missing.values():
         assert all(free["GPU"] < bundles[0]["GPU"] for free in found.free.values())
+
+
+def test_a_role_stays_on_nodes_that_declare_its_resource() -> None:
+    nodes = [
+        Node(name=name, resources={"CPU": 4.0, "GPU": 8.0, own: 8.0, "memory": 1e9}) for name, own in (("a", "learner"), ("b", "rollout"))
+    ]
+    requests = [PlacementRequest(role=f"rollout actor {i}", bundles=({"CPU": 1.0, "rollout": 1.0},)) for i in range(5)]
+    assert check_placement(requests[:4], nodes).placed == {f"rollout actor {i}": ["b"] for i in range(4)}
+    with pytest.raises(ConfigError, match=r"1 x 1 CPU and 1 rollout.*a has 4 CPUs, 8 GPUs and 8 learner; b has"):
+        check_placement(requests, nodes)

@@ -21,3 +21,10 @@ def test_what_the_roles_reserve_on_gpus() -> None:
 
 def test_an_evaluation_reserves_no_learner() -> None:
     assert [request.role for request in placement_requests(load_config("quickstart", ["learner.num_ranks=0"]))] == ["rollout actor 0"]
+
+
+def test_roles_may_be_kept_to_nodes_of_their_own() -> None:
+    config = load_config("quickstart", ["rollout.node_resource=rollout", "learner.node_resource=learner", "rollout.num_actors=2"])
+    learner, rollout, _ = placement_requests(config)
+    assert (learner.bundles, rollout.bundles) == (({"CPU": 1.0, "learner": 1.0},), ({"CPU": 1.0, "rollout": 1.0},))
+    assert resources_needed(config) == {"CPU": 3.0, "GPU": 0.0, "learner": 1.0, "rollout": 2.0}
