@@ -11,7 +11,7 @@ class Admission:
     A prompt is admitted only while accepted + running < (max_staleness + version + 1) * prompts_per_step, where both counts
     run from the start of the run (AReaL, arXiv 2505.24298, section 5.1). The prompt ledger numbers the admitted prompts by turns without a
     gap, so a prompt that is admitted at version v has a turn below (k + v + 1) P; step s consumes the turns [s P, (s + 1) P) at version s,
-    hence s <= v + k. A visit that is issued again keeps its turn and gets a later version. docs/replay.md has the derivation.
+    hence s <= v + k. A visit that is issued again keeps its turn and gets a later version. docs/staleness.md has the derivation.
     With max_staleness 0 a step's prompts are admitted only once the version they are for is in service: the synchronous mode.
 
     Args:

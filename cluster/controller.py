@@ -142,6 +142,7 @@ class Controller:
             num_shards=num_ranks,
             policy_version=self.version,
             num_groups=algorithm.prompts_per_step,
+            max_staleness=algorithm.max_staleness,
         )
         waited_for = f"the replay actor to draw step {self.step + 1}"
         return await answer_within(stats, self.config.replay.timeout_s + REPLAY_GRACE_S, waited_for), shards

@@ -14,6 +14,7 @@ from pathlib import Path
 from conf.loading import ConfigError
 from conf.resources import resources_needed
 from conf.schema import BehaviorWeight, Config, Device, LossWeight, ProximalKind, ReplayMode
+from conf.staleness import staleness_bound
 
 MIN_OBJECT_STORE_BYTES = 80 * 1024**2  # Ray refuses less than 75 MiB
 GENERATED_DATA = ("", "quickstart")
@@ -229,7 +230,7 @@ def _priorities(config: Config, at: _Speaker) -> Iterator[str]:
 
 def _replay(config: Config, at: _Speaker) -> Iterator[str]:
     replay, staleness = config.replay, config.algorithm.max_staleness
-    room = trajectories_per_step(config) * (staleness + 1)
+    room = staleness_bound(config).groups_ahead * config.algorithm.samples_per_prompt
     if replay.max_trajectories < room:
         yield (
             f"{at('replay.max_trajectories')} cannot hold what arrives between two draws: {trajectories_per_step(config)} trajectories a"

@@ -185,7 +185,7 @@ class AlgorithmConfig:
     samples_per_prompt: int = 8  # G
     updates_per_step: int = 1  # optimizer updates between two weight syncs
     batch_size: int | None = None  # trajectories per optimizer update; null: prompts_per_step * samples_per_prompt / updates_per_step
-    max_staleness: int = 0  # versions that production may run ahead of the learner; 0: synchronous, every fresh trajectory on-policy
+    max_staleness: int = 0  # versions between a fresh token and the step that trains on it, at most; 0: synchronous, on-policy
     advantage: AdvantageKind = AdvantageKind.mean
     loss_aggregation: LossAggregation = LossAggregation.token_mean
     loss_weight: LossWeight = LossWeight.advantage

@@ -88,6 +88,7 @@ class ReplayActor:
         num_shards: int,
         policy_version: int,
         num_groups: int,
+        max_staleness: int | None = None,
         timeout_s: float | None = None,
     ) -> tuple[dict[str, float] | pa.Table, ...]:
         """Wait for fresh groups, then draw; see ReplayBuffer.sample.
@@ -101,6 +102,7 @@ class ReplayActor:
             num_shards: D, ranks of the learner.
             policy_version: of the learner.
             num_groups: fresh groups to wait for and consume.
+            max_staleness: in versions; older groups are counted and not drawn.
             timeout_s: how long to wait; None: ``replay.timeout_s``.
 
         Returns:
@@ -117,6 +119,7 @@ class ReplayActor:
                 num_shards=num_shards,
                 policy_version=policy_version,
                 num_groups=num_groups,
+                max_staleness=max_staleness,
             )
             self._stats = self._buffer.stats()
         if self._archive is not None:

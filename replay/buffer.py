@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from algorithms.schema import TRAJECTORY_SCHEMA
 from conf.schema import ReplayConfig
 from replay.batches import Sample, occurrences, rank_tables
-from replay.groups import Arrivals, InsertReceipt, read_arrivals, step_figures
+from replay.groups import Arrivals, InsertReceipt, drop_figures, read_arrivals, step_figures
 from replay.plans import Draw, Pool, plan_for
 from replay.snapshot import SnapshotError, read_snapshot, write_snapshot
 from replay.storage import Storage
@@ -42,6 +42,7 @@ class _Counters:
     inserted: int = 0  # trajectories
     admitted: int = 0  # of the consumed ones, those that entered the table
     consumed_groups: int = 0
+    dropped_groups: int = 0  # of them, those past the staleness bound
     sampled: int = 0  # draws
     removed: int = 0  # by the plan's remover
     evicted: int = 0  # by the capacity
@@ -135,7 +136,16 @@ class ReplayBuffer:
         self._counters.inserted += receipt.trajectories
         return receipt
 
-    def sample(self, *, num_updates: int, batch_size: int, num_shards: int, policy_version: int, num_groups: int) -> Sample:
+    def sample(
+        self,
+        *,
+        num_updates: int,
+        batch_size: int,
+        num_shards: int,
+        policy_version: int,
+        num_groups: int,
+        max_staleness: int | None = None,
+    ) -> Sample:
         """Consume the waiting groups whose turn it is and draw the rows of one training step.
 
         Args:
@@ -144,6 +154,7 @@ class ReplayBuffer:
             num_shards: ranks of the learner, >= 1.
             policy_version: of the learner; ages count from it.
             num_groups: how many waiting groups to consume, >= 1; uniform ones count.
+            max_staleness: consumed groups with an older token than this many versions are counted and never drawn; None: no bound.
 
         Returns:
             num_updates * batch_size draws, dealt to the ranks; none when no row has a learning signal.
@@ -158,7 +169,9 @@ class ReplayBuffer:
         step_trajectories = sum(summary.trajectories for summary in summaries)
         self._expire(policy_version, step_trajectories)
         num_older = len(self._storage)
-        self._admit(consumed)
+        oldest_allowed = policy_version - (np.inf if max_staleness is None else max_staleness)
+        dropped = [group.summary for group in consumed if group.summary.version_min < oldest_allowed]
+        self._admit([group for group in consumed if group.summary.version_min >= oldest_allowed])
         fresh = self._pool(num_older, len(self._storage), policy_version)
         older = self._pool(0, num_older, policy_version)
         draw = self._plan.draw(self._rng, fresh=fresh, older=older, num_rows=num_updates * batch_size)
@@ -166,10 +179,12 @@ class ReplayBuffer:
         held = self.stats()["size"]  # while the batch was drawn: in three of the modes nothing outlives its step
         self._expire(policy_version, step_trajectories)
         self._counters.consumed_groups += num_groups
+        self._counters.dropped_groups += len(dropped)
         self._counters.sampled += len(draw.positions)
         num_drawn = len(draw.positions)
         stats = {
             **step_figures(summaries, policy_version=policy_version),
+            **drop_figures(summaries, dropped),
             **{f"replay/{name}": count for name, count in self.stats().items()},
             "replay/size": held,
             "replay/empty": float(num_drawn == 0),
@@ -329,6 +344,8 @@ class ReplayBuffer:
 
     def _admit(self, consumed: Sequence[WaitingGroup]) -> None:
         """Move what the mode can draw of a step's groups into the table, as one batch."""
+        if not consumed:
+            return
         effective = np.repeat([group.summary.effective for group in consumed], [group.rows.num_rows for group in consumed])
         advantages = np.concatenate([group.advantages for group in consumed])
         admitted = self._plan.admits(effective, advantages)

@@ -148,6 +148,35 @@ def step_figures(consumed: Sequence[GroupSummary], *, policy_version: int) -> di
     }
 
 
+def drop_figures(consumed: Sequence[GroupSummary], dropped: Sequence[GroupSummary]) -> dict[str, float]:
+    """How much was dropped, and how that changed what is left to train on.
+
+    Kept trajectories are compared with all, not with the dropped ones: so the figures say how far the data was bent, are exactly 0 when
+    nothing was dropped, and don't jump when it was a single group.
+
+    Args:
+        consumed: at least one group.
+        dropped: those of them that are not trained on.
+
+    Returns:
+        ``admission/dropped_groups``; ``admission/length_bias``, by which share the mean response of the kept ones is longer (above 0)
+        or shorter than that of all; ``admission/difficulty_bias``, by how much their accuracy is higher (above 0: easier) or lower. No
+        bias is told when nothing is left.
+    """
+
+    def means(groups: Sequence[GroupSummary]) -> tuple[float, float]:
+        trajectories = sum(group.trajectories for group in groups)
+        return sum(group.response_tokens for group in groups) / trajectories, sum(group.num_correct for group in groups) / trajectories
+
+    figures = {"admission/dropped_groups": float(len(dropped))}
+    gone = {group.group_id for group in dropped}
+    if kept := [group for group in consumed if group.group_id not in gone]:
+        (kept_length, kept_accuracy), (length, accuracy) = means(kept), means(consumed)
+        figures["admission/length_bias"] = kept_length / length - 1.0 if length else 0.0
+        figures["admission/difficulty_bias"] = kept_accuracy - accuracy
+    return figures
+
+
 def _refuse_bad_rows(batch: pa.RecordBatch) -> None:
     missing = [name for name, column in zip(batch.schema.names, batch.columns, strict=True) if column.null_count]
     if missing:

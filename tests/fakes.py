@@ -1,13 +1,21 @@
-"""Stand-ins for tests: trajectories and rollout groups with chosen rewards, a data set, gauges without Ray."""
+"""Stand-ins for tests: trajectories and rollout groups with chosen rewards, a data set, gauges, the controller's roles without Ray."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Container, Coroutine, Sequence
 
 import numpy as np
 
+from actors.actor import RolloutReceipt
+from actors.worker import RolloutRequest
 from algorithms.advantages import group_advantages
+from algorithms.schema import from_arrow, to_record_batch
 from algorithms.types import ImageRef, Prompt, RolloutGroup, Segment, Trajectory, VersionSpan
+from cluster.fleet import BusyClock
+from conf.schema import ReplayConfig
+from replay.buffer import ReplayBuffer
+from replay.limiter import FreshGroupLimiter
 
 
 def make_trajectory(
@@ -157,3 +165,103 @@ class FakeGauge:
     def set(self, value: float) -> None:
         """As Ray's."""
         self._values[self._name] = value
+
+
+class LocalReplay:
+    """ReplayActor without Ray: the real buffer and limiter, called as a handle is called.
+
+    Args:
+        config: of the replay.
+        seed: of the draws.
+    """
+
+    def __init__(self, config: ReplayConfig, *, seed: int) -> None:
+        self.buffer = ReplayBuffer(config, seed=seed)
+        self.limiter = FreshGroupLimiter(self.buffer)
+        self.consumed: list[tuple[int, Trajectory]] = []  # policy version of the step, and what it consumed
+        self._timeout_s = config.timeout_s
+
+    async def insert(self, group: RolloutGroup, turn: int) -> None:
+        """Put a group into the buffer, as an actor's outbox does."""
+        async with self.limiter.change():
+            self.buffer.insert(to_record_batch(group.trajectories), {group.group_id: turn})
+
+    @property
+    def sample(self) -> LocalReplay:
+        """The method whose handle is asked for options."""
+        return self
+
+    def options(self, *, num_returns: int) -> LocalReplay:
+        """As Ray's; one reference per rank is all that the callers ask for."""
+        assert num_returns == 2
+        return self
+
+    def remote(self, **request: int) -> tuple[Coroutine, str]:
+        """The draw, and the rank's rows, which nobody reads."""
+        return self._sample(**request), "rows"
+
+    async def _sample(self, **request: int) -> dict[str, float]:
+        async with self.limiter.fresh_groups(request["num_groups"], timeout_s=self._timeout_s):
+            drawn = self.buffer.sample(**request)
+        for rows in drawn.consumed:
+            self.consumed += [(request["policy_version"], trajectory) for trajectory in from_arrow(rows)]
+        return drawn.stats
+
+
+class TickingFleet:
+    """Rollout replicas whose groups take a number of turns of the event loop, one token each, under the version in service by then.
+
+    Args:
+        replay: where finished groups go.
+        ticks: how long a group takes, by its turn.
+        bad: turns whose first prompt can't be used.
+    """
+
+    def __init__(self, replay: LocalReplay, *, ticks: Callable[[int], int], bad: Container[int] = ()) -> None:
+        self.version = 0
+        self.busy = BusyClock()
+        self._replay, self._ticks, self._bad = replay, ticks, bad
+        self._refused: set[int] = set()
+
+    async def rollout(self, requests: list[RolloutRequest]) -> RolloutReceipt:
+        """As RolloutFleet's."""
+        refused = {r.group_id for r in requests if r.turn in self._bad and r.turn not in self._refused}
+        self._refused |= {r.turn for r in requests if r.group_id in refused}
+        done = [r for r in requests if r.group_id not in refused]
+        await asyncio.gather(*(self._roll_out(request) for request in done))
+        bad = tuple((group_id, "bad") for group_id in refused)
+        return RolloutReceipt(delivered=tuple(r.group_id for r in done), bad=bad, generated_tokens=0, busy_s=0.0)
+
+    async def _roll_out(self, request: RolloutRequest) -> None:
+        versions = []
+        for _ in range(self._ticks(request.turn)):
+            await asyncio.sleep(0)
+            versions.append(self.version)
+        spans = tuple(VersionSpan(start=i, end=i + 1, version=version) for i, version in enumerate(versions))
+        prompt_id, visit = request.group_id.rsplit("@", 1)
+        await self._replay.insert(make_group(prompt_id, visit=int(visit), response_tokens=len(spans), version_spans=spans), request.turn)
+
+
+class TickingLearner:
+    """A learner group and a transport in one: an update and a delivery take turns of the event loop.
+
+    Args:
+        fleet: that takes the versions.
+        ticks: of an update.
+    """
+
+    def __init__(self, fleet: TickingFleet, *, ticks: int) -> None:
+        self._fleet, self._ticks = fleet, ticks
+
+    async def update(self, shards: list[str], *, step: int) -> dict[str, float]:
+        """As LearnerGroup's."""
+        assert shards == ["rows"]
+        for _ in range(self._ticks):
+            await asyncio.sleep(0)
+        return {}
+
+    async def deliver(self, version: int) -> float:
+        """As a WeightTransport's."""
+        await asyncio.sleep(0)
+        self._fleet.version = version
+        return 0.0

@@ -27,9 +27,14 @@ def insert(buffer, *groups):
     return buffer.insert(batch_of(*groups))
 
 
-def sample(buffer, *, num_groups, num_updates=1, batch_size=8, num_shards=1, policy_version=0):
+def sample(buffer, *, num_groups, num_updates=1, batch_size=8, num_shards=1, policy_version=0, max_staleness=None):
     return buffer.sample(
-        num_updates=num_updates, batch_size=batch_size, num_shards=num_shards, policy_version=policy_version, num_groups=num_groups
+        num_updates=num_updates,
+        batch_size=batch_size,
+        num_shards=num_shards,
+        policy_version=policy_version,
+        num_groups=num_groups,
+        max_staleness=max_staleness,
     )
 
 
@@ -43,6 +48,45 @@ def effective(name, **others):
 
 def uniform(name, **others):
     return make_group(name, **{"rewards": [1, 1, 1, 1], **others})
+
+
+# -- what is too stale --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ReplayMode)
+def test_groups_past_the_staleness_bound_are_counted_and_never_drawn(mode):
+    buffer = make_buffer(mode, max_age=99)
+    for name, version, tokens in [("p0", 3, 2), ("p1", 2, 8), ("p2", 5, 2), ("p3", 5, 4)]:
+        insert(buffer, effective(name, version=version, response_tokens=tokens))
+    drawn = sample(buffer, num_groups=4, batch_size=64, policy_version=5, max_staleness=2)
+    assert {row.trajectory.prompt_id for row in rows(drawn)} == {"p0", "p2", "p3"}
+    assert drawn.stats["admission/dropped_groups"] == drawn.stats["replay/dropped_groups"] == 1
+    assert drawn.stats["staleness/max"] == 3  # of what was consumed: it doesn't hide what was dropped
+    # the mean response had (2 + 8 + 2 + 4) / 4 = 4 tokens, what was kept has 8 / 3
+    assert drawn.stats["admission/length_bias"] == pytest.approx(8 / 3 / 4 - 1)
+    assert drawn.stats["admission/difficulty_bias"] == 0  # all groups were right half of the time
+
+
+def test_the_bias_of_dropped_groups_tells_easier_from_harder():
+    buffer = make_buffer("none")
+    insert(buffer, make_group("hard", rewards=[0, 0, 0, 1], version=0), make_group("easy", rewards=[1, 1, 1, 0], version=1))
+    stats = sample(buffer, num_groups=2, policy_version=1, max_staleness=0).stats
+    assert stats["admission/difficulty_bias"] == 0.25  # 0.75 is left of a mean of 0.5
+
+
+def test_a_step_that_is_dropped_whole_has_nothing_to_train_on_and_no_bias_to_tell():
+    buffer = make_buffer("none")
+    insert(buffer, effective("p0", version=0))
+    drawn = sample(buffer, num_groups=1, policy_version=9, max_staleness=8)
+    assert rows(drawn) == [] and drawn.stats["replay/empty"] == 1
+    assert "admission/length_bias" not in drawn.stats
+
+
+def test_nothing_dropped_is_no_bias_at_all():
+    buffer = make_buffer()
+    insert(buffer, effective("p0", response_tokens=3), effective("p1", response_tokens=7))
+    stats = sample(buffer, num_groups=2, max_staleness=0).stats
+    assert [stats[f"admission/{name}"] for name in ("dropped_groups", "length_bias", "difficulty_bias")] == [0, 0, 0]
 
 
 # -- what is admitted ------------------------------------------------------------------------------------------------

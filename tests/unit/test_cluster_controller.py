@@ -1,0 +1,98 @@
+"""Controller, admission, ledger and replay together, with engines and a learner that only pass time: the staleness bound."""
+
+import asyncio
+import dataclasses
+import random
+
+import pytest
+
+from cluster.bad_rows import BadRows
+from cluster.controller import Controller
+from cluster.ledger import PromptLedger
+from conf.loading import load_config
+from conf.schema import ReplayMode
+from conf.staleness import staleness_bound
+from tests.fakes import FakePrompts, LocalReplay, TickingFleet, TickingLearner
+
+PER_STEP = 3
+
+
+def run(*, max_staleness: int, ticks, update_ticks: int, steps: int = 30, mode: ReplayMode = ReplayMode.none, bad=(), batch_size=None):
+    """The steps' metrics, and what the steps consumed: (policy version, trajectory)."""
+    config = load_config("quickstart", ["algorithm.samples_per_prompt=2", "rollout.prompts_per_call=2", "replay.timeout_s=30"])
+    config = dataclasses.replace(
+        config,
+        run=dataclasses.replace(config.run, num_steps=steps),
+        algorithm=dataclasses.replace(config.algorithm, prompts_per_step=PER_STEP, max_staleness=max_staleness, batch_size=batch_size),
+        replay=dataclasses.replace(config.replay, mode=mode),
+    )
+    rows: list[dict[str, float]] = []
+
+    async def scenario() -> LocalReplay:
+        replay = LocalReplay(config.replay, seed=1)
+        fleet = TickingFleet(replay, ticks=ticks, bad=bad)
+        learner = TickingLearner(fleet, ticks=update_ticks)
+
+        async def after_step(step: int, metrics: dict[str, float]) -> None:
+            rows.append(metrics)
+
+        controller = Controller(
+            config=config,
+            ledger=PromptLedger(FakePrompts(50), seed=1),
+            fleet=fleet,
+            replay=replay,
+            learner=learner,
+            transport=learner,
+            bad_rows=BadRows(max_fraction=1.0),
+            after_step=after_step,
+        )
+        await controller.run()
+        return replay
+
+    replay = asyncio.run(asyncio.wait_for(scenario(), 60))
+    assert len(rows) == steps
+    assert max(row["replay/waiting_groups"] for row in rows) <= staleness_bound(config).groups_ahead
+    return rows, replay.consumed
+
+
+def slow_ones(turn: int) -> int:
+    """One group in seven takes as long as many steps."""
+    return 200 if turn % 7 == 3 else 2
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1, 2, 5])
+@pytest.mark.parametrize("kind", ["slow groups", "slow learner", "anything"])
+def test_the_bound_is_reached_and_never_passed(max_staleness: int, kind: str):
+    rng = random.Random(max_staleness)
+    ticks = {"slow groups": slow_ones, "slow learner": lambda turn: 1, "anything": lambda turn: int(rng.paretovariate(0.7)) % 300 + 1}[kind]
+    rows, consumed = run(max_staleness=max_staleness, ticks=ticks, update_ticks=40 if kind == "slow learner" else 3)
+    ages = [version - trajectory.policy_version for version, trajectory in consumed]
+    assert len(ages) == 30 * PER_STEP * 2
+    assert min(ages) >= 0
+    assert max(ages) == max_staleness == max(row["staleness/max"] for row in rows)
+    assert all(row["admission/dropped_groups"] == row["admission/length_bias"] == 0 for row in rows)
+
+
+def test_every_token_of_a_group_that_spans_versions_is_within_the_bound():
+    _, consumed = run(max_staleness=2, ticks=slow_ones, update_ticks=3)
+    assert any(len(set(trajectory.token_versions)) > 1 for _, trajectory in consumed), "no group was slow enough to see an update"
+    assert all(0 <= version - trajectory.token_versions.min() <= 2 for version, trajectory in consumed)
+
+
+def test_bad_prompts_neither_leave_a_gap_nor_move_the_bound():
+    rows, consumed = run(max_staleness=2, ticks=slow_ones, update_ticks=3, bad=range(0, 90, 5))
+    assert max(version - trajectory.policy_version for version, trajectory in consumed) == 2
+    assert rows[-1]["data/bad_rows"] > 0 and len(consumed) == 30 * PER_STEP * 2
+
+
+def test_older_rows_of_replay_are_bounded_by_their_own_age():
+    rows, _ = run(max_staleness=1, ticks=slow_ones, update_ticks=3, mode=ReplayMode.fresh, batch_size=24)  # 6 of them are fresh
+    assert max(row["replay/age_max"] for row in rows) == 8  # replay.max_age
+    assert max(row["staleness/max"] for row in rows) == 1
+
+
+def test_steps_consume_groups_in_the_order_of_issue_whatever_is_finished_first():
+    def order(ticks):
+        return [trajectory.group_id for _, trajectory in run(max_staleness=3, ticks=ticks, update_ticks=3)[1]]
+
+    assert order(slow_ones) == order(lambda turn: 1)
