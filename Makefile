@@ -17,7 +17,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup quickstart test check lock clean
+.PHONY: help setup quickstart test check docs lock clean
 .DEFAULT_GOAL := help
 
 help: ## Print this list
@@ -31,7 +31,7 @@ quickstart: setup ## Train a tiny model with the whole system on two CPU cores
 test: setup check ## Check and run the tests, unit first
 	$(BIN)/python -m pytest tests/unit tests/integration
 
-check: setup ## Lint, import floors, types
+check: setup docs ## Lint, import floors, types, documentation
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
@@ -56,6 +56,9 @@ $(STAMP): $(LOCK) pyproject.toml $(wildcard $(HOOK)/*)
 		&& $(BIN)/python -c "import torchvision, torchaudio" && echo "      imports with $(HOOK)"; fi
 	@touch $@
 	@echo "done: $(BIN)/rethinker --help"
+
+docs: setup ## Build the documentation's site into build/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 lock: ## Write the lock file anew, from the newest releases that pyproject.toml allows
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

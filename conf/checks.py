@@ -335,6 +335,8 @@ def _paths(config: Config, at: _Speaker) -> Iterator[str]:
     data = config.data
     if config.model.path and not Path(config.model.path, "config.json").is_file():
         yield f"{at('model.path')} is no Hugging Face model folder: there is no config.json in it."
+    elif config.model.path and not any(Path(config.model.path).glob("*.safetensors")):
+        yield f"{at('model.path')} holds no *.safetensors; weights in other formats are pickles, which run code, and are not loaded."
     for key, path in (("data.path", data.path), ("data.test_path", data.test_path)):
         if path and not data.generate and not Path(path).is_dir():
             yield f"{at(key)} does not exist; expected a folder with one Parquet file and images/."

@@ -97,6 +97,7 @@ def engine_arguments(
         # then names pixels that the engine has no longer. An image is processed once per visit; the cache would save nothing.
         "mm_processor_cache_gb": 0,
         "trust_remote_code": model.trust_remote_code,
+        "load_format": "safetensors",  # other formats are pickles, which run code
         "generation_config": "vllm",  # a model folder's sampling defaults must not leak in
         "logprobs_mode": "processed_logprobs",  # those of the distribution that was sampled from
         "weight_transfer_config": {"backend": platform.weight_backend},

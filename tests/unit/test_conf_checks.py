@@ -141,6 +141,10 @@ def test_paths_that_do_not_exist(tmp_path: Path) -> None:
         check(load(*words))
     model.mkdir()
     (model / "config.json").write_text("{}")
+    (model / "pytorch_model.bin").touch()
+    with pytest.raises(ConfigError, match=r"model\.path = .*no \*\.safetensors"):
+        check(load(*words))
+    (model / "model.safetensors").touch()
     with pytest.raises(ConfigError, match=r"data\.path = .*does not exist"):
         check(load(*words))
     data.mkdir()
