@@ -1,6 +1,7 @@
 """The configuration reference, written from the schema: every key with its type, its default and its comment.
 
-Owns that page's Markdown; ``python -m conf.reference`` prints it, and the documentation's build takes it in. Must not know Ray, torch or the engines.
+Owns that page's Markdown, which the documentation's build takes in; ``python -m conf.reference`` prints it. Must not know Ray, torch or the
+engines.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from enum import Enum
 
 from conf.schema import Config
 
-
 INTRODUCTION = """# Configuration
 
 Every key of a run, with its default. Written from `conf/schema.py`. A configuration file holds only
@@ -27,8 +27,8 @@ rethinker train my.yaml replay.mode=fresh learner.num_ranks=4
 rethinker config my.yaml --check     # every key with its value, and what doesn't fit
 ```
 
-A key that only one section has may stand without its section. An unknown key, a wrong type or an impossible combination is told in one sentence
-before anything starts, with exit code 2.
+A key that only one section has may stand without its section. An unknown key, a wrong type or an impossible combination is told in one
+sentence before anything starts, with exit code 2.
 """
 
 
@@ -45,10 +45,10 @@ def reference() -> str:
 
 def _section(name: str, schema: type) -> str:
     comments, hints, defaults = _comments(schema), typing.get_type_hints(schema), schema()
-    rows = [
-        f"| `{name}.{field.name}` | {_type(hints[field.name])} | `{_shown(getattr(defaults, field.name))}` | {comments.get(field.name, '')} |"
-        for field in dataclasses.fields(schema)
-    ]
+    rows = []
+    for key in (field.name for field in dataclasses.fields(schema)):
+        cells = f"`{name}.{key}`", _type(hints[key]), f"`{_shown(getattr(defaults, key))}`", comments.get(key, "")
+        rows.append(f"| {' | '.join(cells)} |")
     choices = [_choices(hint) for hint in dict.fromkeys(hints.values()) if inspect.isclass(hint) and issubclass(hint, Enum)]
     title = inspect.getdoc(schema) or ""
     return "\n".join([f"## {name}", "", title, "", "| key | type | default | |", "|---|---|---|---|", *rows, "", *choices])
