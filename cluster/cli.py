@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from cluster.run_folder import RunFolderError
-from conf.checks import check
+from conf.checks import check, check_evaluation, check_scoring
 from conf.loading import ConfigError, load_config, resolved_yaml, shipped_names
 from conf.schema import Config
 from tasks.errors import DataError
@@ -114,35 +114,60 @@ def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
 @app.command(
     epilog=_example(
         "rethinker evaluate quickstart",
-        "rethinker evaluate my.yaml evaluation.num_questions=0 --model models/other --output other.json",
+        "rethinker evaluate benchmarks evaluation.benchmarks_dir=/data/benchmarks --model models/Qwen2.5-VL-7B-Instruct --output qwen",
+        "rethinker evaluate benchmarks --rescore --output qwen",
     )
 )
 def evaluate(
     config: ConfigArgument,
     overrides: OverridesArgument = None,
     model: Annotated[
-        Path | None, typer.Option(help="A Hugging Face model folder; without it, the run's trained model.", show_default=False)
+        Path | None,
+        typer.Option(help="A Hugging Face model folder, or a run folder; without it, the run's trained model.", show_default=False),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Where the results go; without it, evaluation.json in the run folder.", show_default=False)
+        Path | None, typer.Option(help="The evaluation's folder; without it, evaluation/ in the run folder.", show_default=False)
     ] = None,
+    rescore: Annotated[
+        bool, typer.Option("--rescore", help="Only score the answers in the folder anew and report; needs neither model nor data.")
+    ] = False,
 ) -> None:
-    """Measure a model on the held-out questions.
+    """Measure a model on benchmarks, or on the held-out questions of data.test_path.
 
-    Answers to the questions of data.test_path are sampled greedily and graded; accuracy is told by category.
+    Answers are sampled greedily on the rollout actors and kept as Parquet, then scored. The folder gets report.md and report.json: strict
+    and lenient accuracy with confidence intervals, what was cut off, what could not be scored and why. The same command again asks only
+    what has no answer yet. evaluation.benchmarks names what is asked, evaluation.token_limits how long an answer may be.
     """
     with _refusals():
-        settings = _checked(config, overrides)
-        if not settings.data.test_path:
-            raise ConfigError("data.test_path = '' names no held-out questions to evaluate on.")
+        settings = load_config(config, overrides or [])
         run_dir = Path(settings.run.dir)
-        model_path = model or run_dir / "model"
-        if not (model_path / "config.json").is_file():
-            origin = "--model" if model else f"run.dir = '{run_dir}' holds no trained model:"
-            raise ConfigError(f"{origin} '{model_path}' is no Hugging Face model folder, there is no config.json in it.")
+        folder = output or run_dir / "evaluation"
+        if rescore:
+            check_scoring(settings)
+            from cluster.rescore import rescore as run_scoring
+
+            raise typer.Exit(run_scoring(settings, folder))
+        check_evaluation(settings)
+        model_path = _model_folder(model, run_dir)
         from cluster.evaluate import evaluate as run_evaluation
 
-        raise typer.Exit(run_evaluation(settings, model_path, output or run_dir / "evaluation.json"))
+        raise typer.Exit(run_evaluation(settings, model_path, folder))
+
+
+def _model_folder(model: Path | None, run_dir: Path) -> Path:
+    """The Hugging Face folder that is meant: itself, or a run's trained model."""
+    named = model or run_dir
+    for folder in (named, named / "model"):
+        if (folder / "config.json").is_file():
+            return folder
+    origin = f"--model '{model}'" if model else f"run.dir = '{run_dir}'"
+    if (named / "controller.json").is_file() or named.name == "checkpoint" or (named / "checkpoint").is_dir():
+        raise ConfigError(
+            f"{origin} holds a training checkpoint, not a model that an engine can load; finish the run (rethinker train with"
+            " run.resume=true and, to end it where it stands, run.num_steps at the checkpoint's step), which writes model/."
+        )
+    what = "is no Hugging Face model folder" if model else "holds no trained model"
+    raise ConfigError(f"{origin} {what}: there is no config.json in it or in its folder model/.")
 
 
 @app.command(epilog=_example("rethinker coldstart quickstart", "rethinker coldstart quickstart coldstart.steps=600"))

@@ -61,3 +61,32 @@ class Progress:
             f"effective {metrics['effective_query_ratio']:.2f}  replay {metrics['replay/size']:.0f}  "
             f"staleness {metrics['staleness/mean']:.1f}  {metrics['time/step_s']:.1f} s/step  {seconds_left:.0f} s left"
         )
+
+
+class Countdown:
+    """Says how much of a known number is done and how long the rest will take, now and then.
+
+    Args:
+        progress: where to.
+        name: of what is counted.
+        total: of it.
+        every_s: at most one line in so many seconds.
+    """
+
+    def __init__(self, progress: Progress, name: str, total: int, *, every_s: float = 10.0) -> None:
+        self._progress = progress
+        self._name = name
+        self._total = total
+        self._every_s = every_s
+        self._done = 0
+        self._begin = self._said = time.monotonic()
+
+    def one(self) -> None:
+        """Count one as done."""
+        self._done += 1
+        now = time.monotonic()
+        if now - self._said < self._every_s and self._done < self._total:
+            return
+        self._said = now
+        left = (self._total - self._done) * (now - self._begin) / self._done
+        self._progress.say(f"{self._name}: {self._done}/{self._total}, {left:.0f} s left")

@@ -7,7 +7,7 @@ What is wrong with one key's type is conf.loading's business. Must not know Ray,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 
@@ -80,8 +80,51 @@ def check(config: Config, *, paths: bool = True) -> None:
     Raises:
         ConfigError: with the sentence of the first broken rule.
     """
-    rules = (_ranges, _run, _sampling, _algorithm, _priorities, _replay, _tokens, _rollout, _learner, _data, _model, _cluster)
-    for rule in (*rules, _paths) if paths else rules:
+    rules = (_ranges, _run, _sampling, _algorithm, _priorities, _replay, _tokens, _rollout, _learner, _data, _model, _cluster, _evaluation)
+    _refuse(config, (*rules, _paths) if paths else rules)
+
+
+def check_evaluation(config: Config, *, paths: bool = True) -> None:
+    """Refuse settings that `rethinker evaluate` cannot work with; what only training needs may be missing.
+
+    Args:
+        config: as load_config returns it.
+        paths: also look whether the folders that it names exist.
+
+    Raises:
+        ConfigError: with the sentence of the first broken rule.
+    """
+    rules = (_ranges, _run, _cluster, _evaluation)
+    _refuse(config, (*rules, _evaluation_paths) if paths else rules)
+
+
+def check_scoring(config: Config) -> None:
+    """Refuse settings that answers cannot be scored with.
+
+    Args:
+        config: as load_config returns it.
+
+    Raises:
+        ConfigError: with the sentence of the first broken rule.
+    """
+    _refuse(config, (_ranges, _evaluation))
+
+
+def token_limits(config: Config) -> list[int]:
+    """The numbers of new tokens at which an evaluation counts.
+
+    Args:
+        config: of the evaluation.
+
+    Returns:
+        Increasing, at least one.
+    """
+    evaluation = config.evaluation
+    return sorted(set(evaluation.token_limits)) or [evaluation.max_response_tokens or config.model.max_response_tokens]
+
+
+def _refuse(config: Config, rules: Sequence[Callable[[Config, _Speaker], Iterator[str]]]) -> None:
+    for rule in rules:
         for sentence in rule(config, _speaker(config)):
             raise ConfigError(sentence)
 
@@ -125,7 +168,11 @@ _BOUNDS = {  # lowest and highest value, both allowed
     "coldstart.steps": (0, INFINITY),
     "data.max_bad_fraction": (0.0, 1.0),
     "evaluation.every_steps": (0, INFINITY),
+    "evaluation.confidence": (0.5, 0.9999),
     "evaluation.num_questions": (0, INFINITY),
+    "evaluation.questions_per_benchmark": (0, INFINITY),
+    "evaluation.resamples": (1, 1_000_000),
+    "evaluation.seed": (0, INFINITY),
     "learner.min_learning_rate_ratio": (0.0, 1.0),
     "learner.num_ranks": (1, INFINITY),
     "learner.warmup_fraction": (0.0, 1.0),
@@ -329,6 +376,26 @@ def _cluster(config: Config, at: _Speaker) -> Iterator[str]:
         yield f"{at('cluster.num_cpus')} sizes a local cluster, but {at('cluster.address')} names a running one."
     if cluster.num_cpus is not None and needed > cluster.num_cpus:
         yield f"{at('cluster.num_cpus')} is too few for {at('rollout.num_actors')} and {at('learner.num_ranks')}, which need {needed:g}."
+
+
+def _evaluation(config: Config, at: _Speaker) -> Iterator[str]:
+    evaluation = config.evaluation
+    if any(limit < 1 for limit in evaluation.token_limits):
+        yield f"{at('evaluation.token_limits')} holds a number below 1."
+    if evaluation.token_limits and evaluation.max_response_tokens is not None:
+        yield f"{at('evaluation.token_limits')} and {at('evaluation.max_response_tokens')} both limit the answers; leave one of them out."
+    if len(set(evaluation.benchmarks)) < len(evaluation.benchmarks):
+        yield f"{at('evaluation.benchmarks')} names a benchmark twice."
+
+
+def _evaluation_paths(config: Config, at: _Speaker) -> Iterator[str]:
+    if config.evaluation.benchmarks:
+        if not Path(config.evaluation.benchmarks_dir).is_dir():
+            yield f"{at('evaluation.benchmarks_dir')} does not exist; expected a folder for each of {at('evaluation.benchmarks')}."
+    elif not config.data.test_path:
+        yield f"{at('data.test_path')} names no held-out questions to evaluate on, and {at('evaluation.benchmarks')} no benchmark."
+    elif not config.data.generate and not Path(config.data.test_path).is_dir():
+        yield f"{at('data.test_path')} does not exist."
 
 
 def _paths(config: Config, at: _Speaker) -> Iterator[str]:

@@ -240,7 +240,7 @@ def _expected(hint: typing.Any) -> str:
     if isinstance(hint, type) and issubclass(hint, Enum):
         return f"one of {', '.join(hint.__members__)}"
     if typing.get_origin(hint) is list:
-        return "a list of texts like [first, second]"
+        return "a list of whole numbers like [2048, 8192]" if arguments == (int,) else "a list of texts like [first, second]"
     if typing.get_origin(hint) is tuple:
         return f"{len(arguments)} numbers like [{', '.join(['0.9', '0.99'][: len(arguments)])}]"
     return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[hint]

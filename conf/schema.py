@@ -68,6 +68,13 @@ class Extraction(str, Enum):
     lenient = "lenient"
 
 
+class EvaluationPrompt(str, Enum):
+    """How a benchmark's questions are asked."""
+
+    own = "own"  # as the benchmark itself asks, step by step where it has such a form
+    suffix = "suffix"  # the question and its options, then data.prompt_suffix
+
+
 class ImageSelection(str, Enum):
     """Which prompts a selection keeps, by their images."""
 
@@ -234,6 +241,17 @@ class EvaluationConfig:
     num_questions: int = 1000  # drawn with the run's seed, the same ones each time; 0: all
     every_steps: int = 0  # besides before and after training; 0: never
     max_response_tokens: int | None = None  # null: model.max_response_tokens
+    # Of `rethinker evaluate` only (docs/evaluation.md):
+    benchmarks: list[str] = field(default_factory=list)  # such as mathvista (docs/evaluation.md); empty: data.test_path's questions
+    benchmarks_dir: str = "data/benchmarks"  # holds a copy of each one's data set, in a folder of its name
+    questions_per_benchmark: int = 0  # drawn with evaluation.seed; 0: all
+    token_limits: list[int] = field(default_factory=list)  # answers are asked for and counted at each; empty: max_response_tokens
+    prompt: EvaluationPrompt = EvaluationPrompt.own
+    official_guess: bool = False  # also count as the benchmarks' own rules do, which guess where no answer is found
+    seed: int = 0  # of the choice of questions, the intervals and the guesses
+    resamples: int = 2000  # of the bootstrap
+    confidence: float = 0.95  # of the intervals
+    cache_dir: str = ".cache/evaluation"  # pictures of the questions that were asked; every node must see it
 
 
 @dataclass(frozen=True)

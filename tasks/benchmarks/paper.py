@@ -1,4 +1,4 @@
-"""What the VL-Rethinker paper reports (arXiv 2504.08837, tables 1 and 3): percent, greedy answers of at most 2048 tokens."""
+"""What the VL-Rethinker paper reports (arXiv 2504.08837): percent, greedy answers of at most 2048 tokens."""
 
 from __future__ import annotations
 

@@ -114,11 +114,12 @@ def test_the_trained_model_loads_in_transformers(asynchronous_run):
 def test_the_trained_model_is_evaluated_by_the_command(asynchronous_run, workshop, tmp_path):
     folder, _ = asynchronous_run
     command = [word if word != "train" else "evaluate" for word in workshop.command("async", "rollout.num_actors=1")]
-    command += ["--model", str(folder / "model"), "--output", str(tmp_path / "answers.json")]
+    command += ["--model", str(folder), "--output", str(tmp_path / "evaluation")]
     done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    again = json.loads((tmp_path / "answers.json").read_text())
+    (again,) = json.loads((tmp_path / "evaluation" / "report.json").read_text())["benchmarks"][0]["results"]
     final = json.loads((folder / "summary.json").read_text())["final"]
+    assert again["scored"] == 40
     assert again["accuracy_lenient"] == pytest.approx(final["accuracy_lenient"], abs=0.05)  # greedy; batches differ in rounding only
 
 

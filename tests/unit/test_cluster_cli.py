@@ -54,7 +54,10 @@ def test_config_prints_what_loads_to_the_same_settings(tmp_path: Path) -> None:
         (["train", "quickstart", "cluster.num_cpus=1"], ["cluster.num_cpus = 1", "rollout.num_actors = 1"]),
         (["train", "default"], ["data.path = ''"]),
         (["evaluate", "quickstart", "--model", "nowhere"], ["--model 'nowhere'", "config.json"]),
-        (["evaluate", "quickstart", "run.dir=nowhere"], ["run.dir = 'nowhere'", "nowhere/model"]),
+        (["evaluate", "quickstart", "run.dir=nowhere"], ["run.dir = 'nowhere'", "no trained model"]),
+        (["evaluate", "quickstart", "evaluation.benchmarks=[mmmu]", "evaluation.benchmarks_dir=nowhere"], ["'nowhere'", "['mmmu']"]),
+        (["evaluate", "quickstart", "evaluation.token_limits=[0]", "--rescore"], ["evaluation.token_limits = [0]", "below 1"]),
+        (["evaluate", "quickstart", "--rescore", "--output", "nowhere"], ["nowhere holds no evaluation"]),
         (["evaluate", "quickstart", "data.generate=", "data.test_path=", f"data.path={ROOT}"], ["data.test_path = ''"]),
         (["coldstart", "quickstart", "coldstart.steps=0"], ["coldstart.steps = 0", "model.path = ''"]),
         (["curves", "nowhere"], ["nowhere", "no metrics.jsonl"]),
@@ -133,11 +136,26 @@ def test_evaluate_defaults_to_the_run_s_own_model(monkeypatch: pytest.MonkeyPatc
         received.extend([model_path, output])
         return 0
 
+    def rescore(config: Config, output: Path) -> int:
+        received.append(output)
+        return 0
+
     replace_module(monkeypatch, "cluster.evaluate", evaluate=evaluate)
+    replace_module(monkeypatch, "cluster.rescore", rescore=rescore)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     assert RUNNER.invoke(app, ["evaluate", "quickstart", f"run.dir={tmp_path}"]).exit_code == 0
-    assert received == [tmp_path / "model", tmp_path / "evaluation.json"]
+    assert RUNNER.invoke(app, ["evaluate", "quickstart", "--model", str(tmp_path), "--output", "other"]).exit_code == 0
+    assert RUNNER.invoke(app, ["evaluate", "quickstart", f"run.dir={tmp_path}", "--rescore"]).exit_code == 0
+    assert received == [tmp_path / "model", tmp_path / "evaluation", tmp_path / "model", Path("other"), tmp_path / "evaluation"]
+
+
+def test_a_checkpoint_is_told_apart_from_a_model(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint" / "step-000004").mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "checkpoint", tmp_path / "checkpoint" / "step-000004"):
+        (folder / "controller.json").touch()
+        result = RUNNER.invoke(app, ["evaluate", "quickstart", "--model", str(folder)])
+        assert result.exit_code == 2 and "a training checkpoint, not a model" in result.stderr and "run.resume=true" in result.stderr
 
 
 def test_coldstart_prints_the_model_s_folder(monkeypatch: pytest.MonkeyPatch) -> None:

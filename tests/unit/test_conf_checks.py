@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from conf.checks import batch_size, check, total_updates, trajectories_per_step
+from conf.checks import batch_size, check, check_evaluation, token_limits, total_updates, trajectories_per_step
 from conf.loading import CONF_DIR, ConfigError, load_config
 from conf.schema import Config
 
@@ -23,7 +23,8 @@ def test_derived_numbers() -> None:
 
 @pytest.mark.parametrize("path", sorted(CONF_DIR.glob("experiment/*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_experiment_passes(path: Path) -> None:
-    check(load_config(str(path)), paths=False)
+    config = load_config(str(path))
+    (check_evaluation if config.evaluation.benchmarks else check)(config, paths=False)
 
 
 @pytest.mark.parametrize(
@@ -149,3 +150,18 @@ def test_paths_that_do_not_exist(tmp_path: Path) -> None:
         check(load(*words))
     data.mkdir()
     check(load(*words))
+
+
+def test_an_evaluation_needs_no_training_settings_but_something_to_ask(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data.test_path = '' names no held-out questions .* evaluation.benchmarks = \[\] no benchmark"):
+        check_evaluation(load_config("default"))
+    check_evaluation(load_config("default", ["evaluation.benchmarks=[mmmu]", f"evaluation.benchmarks_dir={tmp_path}"]))
+    both = ["evaluation.benchmarks=[mmmu]", "evaluation.token_limits=[64]", "evaluation.max_response_tokens=64"]
+    with pytest.raises(ConfigError, match=r"evaluation.token_limits = \[64\] and evaluation.max_response_tokens = 64"):
+        check_evaluation(load_config("default", both), paths=False)
+
+
+def test_token_limits_are_the_list_or_the_one_limit() -> None:
+    assert token_limits(load_config("default", ["evaluation.token_limits=[8192,2048,2048]"])) == [2048, 8192]
+    assert token_limits(load_config("default", ["evaluation.max_response_tokens=64"])) == [64]
+    assert token_limits(load_config("default")) == [2048]
