@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 SegmentKind = Literal["y1", "trigger", "y2"]
 FinishReason = Literal["stop", "length"]
+IMAGE_MARKER = "<image>"  # in a question: here belongs a picture
 AnswerKind = Literal["free", "choice", "number", "scored"]
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import heapq
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from actors.worker import RolloutRequest
-from tasks.dataset import PromptDataset, PromptOrder
+from tasks.dataset import PromptDataset
+from tasks.order import PromptOrder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
@@ -30,12 +31,13 @@ class PromptLedger:
     Args:
         dataset: the training prompts.
         seed: of the order and of the samples.
+        weights: share of the prompts by category; None or empty: as they come.
     """
 
-    def __init__(self, dataset: PromptDataset, *, seed: int) -> None:
+    def __init__(self, dataset: PromptDataset, *, seed: int, weights: Mapping[str, float] | None = None) -> None:
         self._dataset = dataset
         self._seed = seed
-        self._order = PromptOrder(len(dataset), seed=seed)
+        self._order = PromptOrder(dataset, seed=seed, weights=weights)
         self._owed: dict[str, _Visit] = {}  # by group id: handed out and not finished
         self._again: list[_Visit] = []  # a heap: cut short, by a failure or by the end of the process before this one
         self._free_turns: list[int] = []  # a heap: of prompts that can't be used

@@ -117,7 +117,7 @@ def _chosen(questions: tuple[LocatedQuestion, ...], number: int, seed: int) -> t
 
 
 def _held_out(config: Config) -> QuestionSet:
-    dataset = PromptDataset(config.data.test_path, config.data)
+    dataset = PromptDataset.held_out(config.data)
     prompts = held_out_questions(dataset, config.evaluation.num_questions)
     located = tuple(
         LocatedQuestion(

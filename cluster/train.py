@@ -131,9 +131,7 @@ class _Run:
         config = self.config
         train_data = PromptDataset(config.data.path, config.data)
         self.questions = (
-            held_out_questions(PromptDataset(config.data.test_path, config.data), config.evaluation.num_questions)
-            if config.data.test_path
-            else []
+            held_out_questions(PromptDataset.held_out(config.data), config.evaluation.num_questions) if config.data.test_path else []
         )
         bad_rows = BadRows(max_fraction=config.data.max_bad_fraction)
         bad_rows.report(((row.row_id, row.reason) for row in train_data.bad_rows), handed_out=train_data.num_selected)
@@ -144,7 +142,7 @@ class _Run:
         self.fleet = RolloutFleet(config, str(model_path), self.replay)
         self.controller = Controller(
             config=config,
-            ledger=PromptLedger(train_data, seed=config.run.seed),
+            ledger=PromptLedger(train_data, seed=config.run.seed, weights=config.data.category_weights),
             fleet=self.fleet,
             replay=self.replay,
             learner=self.learner,

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 
+from conf.data_checks import data_rules
 from conf.loading import ConfigError
 from conf.resources import resources_needed
 from conf.schema import BehaviorWeight, Config, Device, LossWeight, ProximalKind, ReplayMode
 from conf.staleness import staleness_bound
 
 MIN_OBJECT_STORE_BYTES = 80 * 1024**2  # Ray refuses less than 75 MiB
-GENERATED_DATA = ("", "quickstart")
 INFINITY = float("inf")
 
 
@@ -80,8 +80,8 @@ def check(config: Config, *, paths: bool = True) -> None:
     Raises:
         ConfigError: with the sentence of the first broken rule.
     """
-    rules = (_ranges, _run, _sampling, _algorithm, _priorities, _replay, _tokens, _rollout, _learner, _data, _model, _cluster, _evaluation)
-    _refuse(config, (*rules, _paths) if paths else rules)
+    rules = (_ranges, _run, _sampling, _algorithm, _priorities, _replay, _tokens, _rollout, _learner, data_rules, _model, _cluster)
+    _refuse(config, (*rules, _evaluation, *([_paths] if paths else [])))
 
 
 def check_evaluation(config: Config, *, paths: bool = True) -> None:
@@ -167,6 +167,7 @@ _BOUNDS = {  # lowest and highest value, both allowed
     "coldstart.seed": (0, INFINITY),
     "coldstart.steps": (0, INFINITY),
     "data.max_bad_fraction": (0.0, 1.0),
+    "data.max_question_chars": (1, INFINITY),
     "evaluation.every_steps": (0, INFINITY),
     "evaluation.confidence": (0.5, 0.9999),
     "evaluation.num_questions": (0, INFINITY),
@@ -346,23 +347,6 @@ def _learner(config: Config, at: _Speaker) -> Iterator[str]:
         yield f"{at('learner.max_grad_norm')} would clip every gradient away, expected more than 0."
 
 
-def _data(config: Config, at: _Speaker) -> Iterator[str]:
-    data = config.data
-    path, test_path = Path(data.path), Path(data.test_path)
-    if data.generate not in GENERATED_DATA:
-        yield f"{at('data.generate')} names no data that can be built, expected 'quickstart' or nothing."
-    if not data.path:
-        yield f"{at('data.path')} names no training data, expected a folder with one Parquet file and images/."
-    if both := sorted(set(data.categories) & set(data.exclude_categories)):
-        yield f"{at('data.categories')} and {at('data.exclude_categories')} both name {', '.join(both)}."
-    if config.evaluation.every_steps and not data.test_path:
-        yield f"{at('evaluation.every_steps')} needs held-out questions, but {at('data.test_path')}."
-    if data.test_path and path == test_path:
-        yield f"{at('data.path')} and {at('data.test_path')} are one folder: the accuracy would not be held-out."
-    if data.generate and not (path.parent == test_path.parent and (path.name, test_path.name) == ("train", "test")):
-        yield f"{at('data.generate')} writes the folders train and test side by side, but {at('data.path')} and {at('data.test_path')}."
-
-
 def _model(config: Config, at: _Speaker) -> Iterator[str]:
     if 0 < config.coldstart.steps < config.coldstart.direct_steps:
         yield f"{at('coldstart.direct_steps')} are the last of all steps, but {at('coldstart.steps')}."
@@ -394,7 +378,7 @@ def _evaluation_paths(config: Config, at: _Speaker) -> Iterator[str]:
             yield f"{at('evaluation.benchmarks_dir')} does not exist; expected a folder for each of {at('evaluation.benchmarks')}."
     elif not config.data.test_path:
         yield f"{at('data.test_path')} names no held-out questions to evaluate on, and {at('evaluation.benchmarks')} no benchmark."
-    elif not config.data.generate and not Path(config.data.test_path).is_dir():
+    elif not config.data.generate and not config.data.reader and not Path(config.data.test_path).exists():
         yield f"{at('data.test_path')} does not exist."
 
 
@@ -405,5 +389,5 @@ def _paths(config: Config, at: _Speaker) -> Iterator[str]:
     elif config.model.path and not any(Path(config.model.path).glob("*.safetensors")):
         yield f"{at('model.path')} holds no *.safetensors; weights in other formats are pickles, which run code, and are not loaded."
     for key, path in (("data.path", data.path), ("data.test_path", data.test_path)):
-        if path and not data.generate and not Path(path).is_dir():
-            yield f"{at(key)} does not exist; expected a folder with one Parquet file and images/."
+        if path and not data.generate and not data.reader and not Path(path).exists():
+            yield f"{at(key)} does not exist; expected a data folder or file (docs/data.md)."

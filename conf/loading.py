@@ -141,13 +141,13 @@ def _read_yaml(path: Path) -> dict[str, typing.Any]:
 
 
 def _leaves(values: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Dotted keys with their values; a mapping is a section."""
+    """Dotted keys with their values; a mapping is a section, or the value of a key that takes one."""
     for key, value in values.items():
         yield from _leaves_below(f"{prefix}{key}", value)
 
 
 def _leaves_below(key: str, value: object) -> Iterator[tuple[str, object]]:
-    if isinstance(value, Mapping) and value:
+    if isinstance(value, Mapping) and value and key not in _field_types():
         yield from _leaves(value, f"{key}.")
     else:
         yield key, value
@@ -241,6 +241,8 @@ def _expected(hint: typing.Any) -> str:
         return f"one of {', '.join(hint.__members__)}"
     if typing.get_origin(hint) is list:
         return "a list of whole numbers like [2048, 8192]" if arguments == (int,) else "a list of texts like [first, second]"
+    if typing.get_origin(hint) is dict:
+        return "numbers by name like {first: 1, second: 2}"
     if typing.get_origin(hint) is tuple:
         return f"{len(arguments)} numbers like [{', '.join(['0.9', '0.99'][: len(arguments)])}]"
     return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[hint]

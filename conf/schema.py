@@ -83,6 +83,17 @@ class ImageSelection(str, Enum):
     none = "none"
 
 
+class DataFormat(str, Enum):
+    """How a data set is stored and what its columns are called (docs/data.md)."""
+
+    auto = "auto"  # found by looking
+    virl39k = "virl39k"
+    embedded = "embedded"  # problem, answer, images as bytes
+    verl = "verl"
+    jsonl = "jsonl"
+    hf = "hf"  # a folder that datasets' save_to_disk wrote
+
+
 class Dtype(str, Enum):
     """Number format of the model, in the learner and in the engine."""
 
@@ -129,12 +140,24 @@ class DataConfig:
     """The prompts and which of them are kept."""
 
     generate: str = ""  # "quickstart": build the quickstart data at path and test_path before the run; empty: they exist
-    path: str = ""  # a folder in ViRL39K's layout: one Parquet file and images/
+    path: str = ""  # a folder or file; with a reader, whatever the reader makes of it
     test_path: str = ""  # the same, for evaluation; empty: no evaluation
+    format: DataFormat = DataFormat.auto
+    reader: str = ""  # "module.function" that turns path into rows; empty: files in a known format
+    scorer: str = ""  # "module.function" that scores answers; empty: the rows' own answer types
+    image_cache: str = ".cache/images"  # where pictures that come as bytes are written; every node must see it under this path
     categories: list[str] = field(default_factory=list)  # keep only these; empty: all
     exclude_categories: list[str] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)  # keep only these; empty: all
+    exclude_sources: list[str] = field(default_factory=list)
     images: ImageSelection = ImageSelection.any
+    pass_rate_column: str = ""  # such as PassRate_7BBase, or pass_rate that `rethinker data passrate` writes
+    min_pass_rate: float | None = None  # keep only rows with at least this; null: no bound
+    max_pass_rate: float | None = None  # keep only rows with at most this; null: no bound
+    keep_unrated: bool = True  # rows whose pass rate is missing, which is not 0
+    max_question_chars: int | None = None  # longer ones are left out; null: no limit
+    deduplicate: bool = False  # keep the first of the rows with one question about the same pictures
+    category_weights: dict[str, float] = field(default_factory=dict)  # share of the prompts by category; empty: as they come
     prompt_suffix: str = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
     max_bad_fraction: float = 0.05  # of the rows (unreadable, corrupt image, too long); more ends the run
 

@@ -63,9 +63,7 @@ _UNITS: dict[str, tuple[float, str]] = {
 }
 _LITRES = {"ml": 1e-6, "mL": 1e-6, "l": 1e-3, "L": 1e-3, "liter": 1e-3, "litre": 1e-3}
 _CURRENCIES = {"$": "USD", "€": "€", "£": "£", "¥": "¥"}
-_UNIT_TOKEN = re.compile(
-    r"\s{0,4}(?P<operator>[/·*]|per\b)?\s{0,4}(?P<name>[A-Za-zµΩ°%€£¥]+)\.?(?:(?:\s?\^\s?\{?)?(?P<power>-?[1-9])\}?)?"
-)
+_UNIT_TOKEN = re.compile(r"\s{0,4}(?P<operator>[/·*]|per\b)?\s{0,4}(?P<name>[A-Za-zµΩ°%€£¥]+)\.?(?:(?:\s?\^\s?\{?)?(?P<power>-?[1-9])\}?)?")
 _WORD_POWERS = {"square": 2, "sq": 2, "cubic": 3}
 
 

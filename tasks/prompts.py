@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from algorithms.types import Prompt
+from algorithms.types import IMAGE_MARKER, Prompt
 from tasks.errors import BadPromptError
 from tasks.images import image_token_count
 
-IMAGE_MARKER = "<image>"
 IMAGE_PAD = "<|image_pad|>"
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE_PAD, "<|video_pad|>")
 

@@ -1,7 +1,12 @@
 """The prompt ledger: every prompt once an epoch, and nothing lost or doubled when a process ends in between."""
 
+import json
+from collections import Counter
+from random import Random
+
 import pytest
 
+from algorithms.types import Prompt
 from cluster.ledger import PromptLedger
 from tests.fakes import FakePrompts
 
@@ -92,3 +97,46 @@ def test_no_usable_prompt_is_an_error():
     ledger = PromptLedger(FakePrompts(2), seed=1)
     with pytest.raises(ValueError, match="none of the 2 prompts"):
         ledger.discard([request.group_id for request in issue(ledger, 2)])
+
+
+@pytest.mark.parametrize("weights", [None, {"a": 3, "b": 1}], ids=["one stream", "weighted"])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_prompt_repeats_within_an_epoch_whatever_fails_in_between(seed, weights):
+    """Workers die (take_back), groups arrive in any order (settle), the process ends (restore) at random moments."""
+    random = Random(seed)
+    data = [
+        Prompt(prompt_id=f"{category}{i}", question="?", image_paths=(), answer="1", category=category, source="")
+        for category, count in (("a", 11), ("b", 4))
+        for i in range(count)
+    ]
+    ledger, running, trained = PromptLedger(data, seed=seed, weights=weights), [], []
+    saved = (ledger.state(), [])
+    for _ in range(600):
+        event = random.random()
+        if event < 0.5:
+            running.append(ledger.issue())
+        elif event < 0.85 and running:
+            request = running.pop(random.randrange(len(running)))
+            ledger.settle([request.group_id])
+            trained.append(request.group_id)
+        elif event < 0.93 and running:
+            lost = [running.pop() for _ in range(random.randint(1, len(running)))]
+            ledger.take_back(request.group_id for request in lost)
+        elif event < 0.97:
+            saved = (json.loads(json.dumps(ledger.state())), list(trained))
+        else:
+            ledger, running = PromptLedger(data, seed=seed, weights=weights), []
+            ledger.restore(saved[0])
+            trained = list(saved[1])
+    assert len(set(trained)) == len(trained) > 30  # no visit twice
+    # Finish what is owed: then every epoch that was begun is whole but for its last part, and nothing is in it twice
+    while ledger.state()["owed"]:
+        running = running or [ledger.issue()]
+        request = running.pop()
+        ledger.settle([request.group_id])
+        trained.append(request.group_id)
+    visits = Counter(group_id.rpartition("@")[0] for group_id in trained)
+    for stream in ("a", "b") if weights else ("",):
+        counts = [visits[prompt.prompt_id] for prompt in data if prompt.prompt_id.startswith(stream)]
+        assert max(counts) - min(counts) <= 1
+    assert set(trained) == {f"{prompt_id}@{visit}" for prompt_id, count in visits.items() for visit in range(count)}
