@@ -11,7 +11,7 @@ from conf.loading import ConfigError, resolved_yaml
 from conf.schema import Config
 
 # Where things run, how long they may take and what is reported; everything else would make the resumed run another one.
-CHANGEABLE_SECTIONS = ("cluster", "rollout", "evaluation", "checkpoint", "weights")
+CHANGEABLE_SECTIONS = ("cluster", "rollout", "evaluation", "checkpoint", "guard", "weights")
 SAMPLING_KEYS = ("rollout.temperature", "rollout.top_p", "rollout.top_k")  # they are part of the policy
 CHANGEABLE_KEYS = ("run.name", "run.dir", "run.num_steps", "run.resume", "run.overwrite", "data.test_path", "data.max_bad_fraction")
 

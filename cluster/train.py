@@ -18,6 +18,7 @@ from cluster.compatibility import check_resumable
 from cluster.controller import Controller
 from cluster.evaluation import held_out_questions, report
 from cluster.fleet import RolloutFleet
+from cluster.guard import CollapseGuard, RunCollapsed
 from cluster.ledger import PromptLedger
 from cluster.metrics import MetricSinks, read_metrics
 from cluster.plots import plot_curves
@@ -150,6 +151,7 @@ class _Run:
             bad_rows=bad_rows,
             after_step=self._after_step,
         )
+        self.guard = CollapseGuard(config.guard)
         with self.progress.phase("starting the replay, learner and rollout actors"):
             await asyncio.gather(
                 answer_within(self.replay.stats.remote(), START_TIMEOUT_S, "the replay actor to start"),
@@ -165,6 +167,8 @@ class _Run:
         """Where the steps to come report, behind those that the checkpoint has done."""
         step = self.controller.step
         self.folder.cut_metrics(step)  # before the file is opened: cutting replaces it
+        for row in read_metrics(self.folder.metrics) if step else ():
+            self.guard.observe(row)
         return MetricSinks(jsonl=self.folder.metrics, tensorboard=self.folder.tensorboard, run=self.config.run.name, step=step)
 
     async def _evaluate_once(self, name: str) -> None:
@@ -187,10 +191,25 @@ class _Run:
         self._sinks.write(step, metrics)
         recent = [row["time/step_s"] for row in read_metrics(self.folder.metrics)[-10:]]
         self.progress.step(step, config.run.num_steps, metrics, seconds_left=(config.run.num_steps - step) * sum(recent) / len(recent))
+        self.guard.observe(metrics)
+        self._refuse_collapse()
         last = step == config.run.num_steps
-        if last or (config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0):
+        due = config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0
+        if last or (due and not self.guard.suspicious):
             await save_checkpoint(self.folder, self.controller, self.evaluations, keep_last=config.checkpoint.keep_last)
             plot_curves({config.run.name: read_metrics(self.folder.metrics)}, self.folder.curves)
+
+    def _refuse_collapse(self) -> None:
+        """Stop a run that is lost, with the checkpoint from before in its place."""
+        if (reason := self.guard.collapse) is None:
+            return
+        plot_curves({self.config.run.name: read_metrics(self.folder.metrics)}, self.folder.curves)
+        newest = self.folder.newest_checkpoint()
+        kept = f"{newest} is from before; run.resume=true goes on from it" if newest else "there was no checkpoint yet"
+        raise RunCollapsed(
+            f"{reason}; {kept}. A smaller learner.learning_rate or algorithm.max_staleness may hold the run;"
+            " guard.enabled=false lets it go on."
+        )
 
     async def _finish(self) -> None:
         """Evaluate the trained policy, export it and write the summary."""

@@ -286,6 +286,18 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class GuardConfig:
+    """When a run that collapses is stopped; medians over window_steps are judged (docs/corrections.md)."""
+
+    enabled: bool = True
+    window_steps: int = 10
+    min_ess: float = 0.1  # of ratio/ess; below it the batch hardly says anything about the policy any more
+    max_ratio: float = 2.0  # of ratio/mean, and 1 / max_ratio from below; its expectation is 1
+    min_effective_query_ratio: float = 0.02  # stops a run only when accuracy fell, too
+    min_accuracy_share: float = 0.5  # of the best window's accuracy; above it nothing was lost
+
+
+@dataclass(frozen=True)
 class ColdstartConfig:
     """The short supervised phase that gives a model made from a configuration the form of an answer."""
 
@@ -329,5 +341,6 @@ class Config:
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     coldstart: ColdstartConfig = field(default_factory=ColdstartConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
