@@ -17,6 +17,7 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.engine import PromptRefusedError, RolloutEngine
+from actors.intake import WeightIntake, WeightReceipt
 from actors.worker import EvaluatedAnswer, RolloutRequest, RolloutWorker
 from algorithms.schema import to_record_batch
 from algorithms.types import Prompt, RolloutGroup
@@ -24,8 +25,7 @@ from conf.schema import Config
 from tasks.errors import BadPromptError
 from tasks.grading import GraderPool
 from tasks.prompts import PromptEncoder, allowed_token_ids, load_tokenizer
-from weights.manifest import WeightManifest
-from weights.staging import StagingArea
+from weights.manifest import Shipment
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class RolloutActor:
             timeout_s=config.reward.grader_timeout_s,
             memory_bytes=config.reward.grader_memory_bytes,
         )
-        self._staging = StagingArea()
+        self._intake = WeightIntake(self._engine, timeout_s=config.weights.timeout_s, name=f"rollout replica {self._index}")
         await self._engine.start(version=version)
         tokenizer = load_tokenizer(self._model_path)
         self._worker = RolloutWorker(
@@ -218,29 +218,12 @@ class RolloutActor:
                 answers.append(result)
         return answers, bad
 
-    async def update_weights(self, manifest: dict[str, Any], buckets: list[ray.ObjectRef]) -> float:
-        """Verify a published version whole, then put it into the engine.
-
-        Args:
-            manifest: dictionary form of the version's WeightManifest.
-            buckets: references of its payloads, in the manifest's order.
-
-        Returns:
-            Seconds during which generation was paused.
-
-        Raises:
-            WeightUpdateError: when the payloads don't match the manifest; the old weights stay in service.
-        """
-        parsed = WeightManifest.from_dict(manifest)
-        payloads = await asyncio.gather(*buckets)
-        staged = await asyncio.to_thread(self._staging.stage, parsed, payloads)
-        try:
-            begin = time.monotonic()
-            await self._running().update_weights(staged, parsed.version, timeout_s=self._config.weights.timeout_s)
-            self._version = parsed.version
-            return time.monotonic() - begin
-        finally:
-            self._staging.discard(staged)
+    async def update_weights(self, shipment: Shipment) -> WeightReceipt:
+        """Put a published version into the engine; see WeightIntake.take."""
+        self._running()
+        receipt = await self._intake.take(shipment)
+        self._version = receipt.version
+        return receipt
 
     async def init_weight_transfer(self, init_info: dict[str, Any], *, timeout_s: float) -> None:
         """Join the learner's NCCL broadcast; see RolloutEngine.init_weight_transfer."""
@@ -300,6 +283,6 @@ class RolloutActor:
         """End the engine's and the graders' processes and leave nothing in shared memory."""
         self._state = "closed"
         self._grader.close()
-        self._staging.close()
+        self._intake.close()
         if self._engine is not None:
             await self._engine.close()

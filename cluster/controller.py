@@ -21,6 +21,7 @@ from cluster.admission import Admission
 from cluster.bad_rows import BadRows
 from cluster.fleet import RolloutFleet
 from cluster.ledger import PromptLedger
+from cluster.replica import ReplicaLostError
 from cluster.transport import WeightTransport
 from cluster.waiting import answer_within
 from conf.checks import batch_size
@@ -96,9 +97,15 @@ class Controller:
             call.add_done_callback(self._calls.discard)
 
     async def _roll_out(self, num_prompts: int) -> None:
-        """Consumes admitted prompts, produces groups in replay; waits for one replica."""
+        """Consumes admitted prompts, produces groups in replay; waits for one replica. A lost one's are issued again."""
         requests = [self.ledger.issue() for _ in range(num_prompts)]
-        receipt = await self.fleet.rollout(requests)
+        try:
+            receipt = await self.fleet.rollout(requests)
+        except ReplicaLostError:
+            self.fleet.must_have_replicas()
+            self.ledger.take_back(request.group_id for request in requests)
+            self._admission.finish(accepted=0, dropped=num_prompts)
+            return
         self.ledger.settle(receipt.delivered)
         self.ledger.discard(group_id for group_id, _ in receipt.bad)
         self._admission.finish(accepted=len(receipt.delivered), dropped=len(receipt.bad))
@@ -115,7 +122,7 @@ class Controller:
             drawn = time.monotonic()
             trained = await self.learner.update(shards, step=self.step)
             updated = time.monotonic()
-            paused_s = await self.transport.deliver(self.version + 1)
+            synced = await self.transport.deliver(self.version + 1)
             self.step += 1
             self._admission.publish(self.version)
             end = time.monotonic()
@@ -126,7 +133,7 @@ class Controller:
                 "time/replay_wait_s": drawn - begin,
                 "time/update_s": updated - drawn,
                 "time/weight_sync_s": end - updated,
-                "time/weight_sync_paused_s": paused_s,
+                **synced.metrics(),
                 "time/step_s": end - begin,
                 "tokens/generated": float(self.generated_tokens),
                 "data/bad_rows": float(self.bad_rows.count),

@@ -1,25 +1,32 @@
-"""The rollout replicas as the controller sees them: start, hand out work, bring weights, evaluate, end."""
+"""The rollout replicas as the controller sees them: start, hand out work, bring weights, evaluate, end.
+
+A replica that dies, stalls or answers wrongly is taken out of service, alone; its work goes to the others.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
 from ray.actor import ActorHandle
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.exceptions import RayActorError
+from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.actor import RolloutActor, RolloutReceipt
+from actors.engine import EngineError
+from actors.intake import WeightReceipt
 from actors.worker import EvaluatedAnswer, RolloutRequest
 from algorithms.types import Prompt
+from cluster.replica import BusyClock, Replica, ReplicaLostError
 from cluster.waiting import answer_within
 from conf.resources import rollout_bundle
 from conf.schema import Config
+from weights.manifest import Shipment
 
 logger = logging.getLogger(__name__)
 
@@ -27,53 +34,8 @@ EVALUATION_CHUNK = 64  # questions of one call: enough to fill an engine's batch
 CLOSE_TIMEOUT_S = 3.0  # engines end within this or are killed; part of the ten seconds that Ctrl-C may take
 
 
-@dataclass(eq=False)
-class Replica:
-    """One rollout actor with its own placement group, since a placement group cannot grow."""
-
-    index: int
-    actor: ActorHandle
-    placement: PlacementGroup
-    running: int = 0  # prompts handed to it and not answered
-
-    @property
-    def name(self) -> str:
-        """How errors and logs call it."""
-        return f"rollout actor {self.index}"
-
-
-@dataclass
-class BusyClock:
-    """Seconds in which at least one call was under way."""
-
-    _running: int = 0
-    _since: float = 0.0
-    _total: float = 0.0
-
-    def start(self) -> None:
-        """Count a call as under way."""
-        if self._running == 0:
-            self._since = time.monotonic()
-        self._running += 1
-
-    def stop(self) -> None:
-        """Count a call as over."""
-        self._running -= 1
-        if self._running == 0:
-            self._total += time.monotonic() - self._since
-
-    def take(self) -> float:
-        """Read and reset.
-
-        Returns:
-            Busy seconds since the last reading.
-        """
-        now = time.monotonic()
-        if self._running:
-            self._total += now - self._since
-            self._since = now
-        total, self._total = self._total, 0.0
-        return total
+class NoReplicaError(RuntimeError):
+    """All rollout actors are out of service; the message says why each is."""
 
 
 @dataclass
@@ -90,7 +52,9 @@ class RolloutFleet:
     model_path: str
     replay: ActorHandle | None
     busy: BusyClock = field(default_factory=BusyClock)
-    replicas: list[Replica] = field(default_factory=list)
+    replicas: list[Replica] = field(default_factory=list)  # in service
+    lost: list[Replica] = field(default_factory=list)
+    _placed: int = 0
 
     async def start(self, *, version: int) -> None:
         """Place and start all replicas side by side.
@@ -101,23 +65,58 @@ class RolloutFleet:
         Raises:
             TimeoutError: naming the replica that was waited for.
         """
-        self.replicas = [self._place(index) for index in range(self.config.rollout.num_actors)]
-        timeout_s = self.config.rollout.start_timeout_s
-        await asyncio.gather(
-            *(answer_within(r.actor.start.remote(version), timeout_s, f"{r.name} to start its engine") for r in self.replicas)
-        )
+        self.replicas = [self._place() for _ in range(self.config.rollout.num_actors)]
+        await asyncio.gather(*(self._start(replica, version) for replica in self.replicas))
 
-    def _place(self, index: int) -> Replica:
-        config = self.config
-        resources = rollout_bundle(config)
-        placement = placement_group([resources], strategy="PACK")
-        actor = RolloutActor.options(
-            num_cpus=resources["CPU"],
-            num_gpus=resources.get("GPU", 0),
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.rollout.threads), "OMP_WAIT_POLICY": "PASSIVE"}},
-            scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=placement),
-        ).remote(config, self.model_path, self.replay, index)
-        return Replica(index=index, actor=actor, placement=placement)
+    async def add(self) -> Replica:
+        """Place and start one more replica, with the weights in model_path; it gets no prompt before it is enlisted.
+
+        Returns:
+            The replica, for whoever brings it the current weights.
+
+        Raises:
+            TimeoutError: naming it.
+        """
+        replica = self._place()
+        try:
+            await self._start(replica, 0)
+        except BaseException:
+            replica.end("it did not start")
+            raise
+        return replica
+
+    def enlist(self, replica: Replica) -> None:
+        """Put a replica into service.
+
+        Args:
+            replica: with the weights of the version in service.
+        """
+        self.replicas.append(replica)
+
+    def lose(self, replica: Replica, reason: str) -> None:
+        """Take a replica out of service and end it; calls that wait for it raise ReplicaLostError. Losing it twice is fine.
+
+        Args:
+            replica: in service or about to be.
+            reason: told in the log and in those errors.
+        """
+        if replica.lost is not None:
+            return
+        logger.error("%s is out of service: %s", replica.name, reason)
+        replica.end(reason)
+        self.lost.append(replica)
+        if replica in self.replicas:
+            self.replicas.remove(replica)
+
+    def must_have_replicas(self) -> None:
+        """Refuse to go on with nobody to sample.
+
+        Raises:
+            NoReplicaError: saying why each replica is out of service.
+        """
+        if not self.replicas:
+            told = "; ".join(f"{replica.name}: {replica.lost}" for replica in self.lost)
+            raise NoReplicaError(f"no rollout actor is left in service ({told})")
 
     async def rollout(self, requests: list[RolloutRequest]) -> RolloutReceipt:
         """Hand prompts to the least busy replica.
@@ -129,36 +128,53 @@ class RolloutFleet:
             Its receipt.
 
         Raises:
-            TimeoutError: naming the replica.
+            ReplicaLostError: naming the replica, which is out of service now; the requests are to be handed out again.
+            NoReplicaError: when there is none.
         """
+        self.must_have_replicas()
         replica = min(self.replicas, key=lambda r: (r.running, r.index))
         replica.running += len(requests)
         self.busy.start()
         try:
-            what = f"{replica.name} to roll out {len(requests)} prompts"
-            return await answer_within(replica.actor.rollout.remote(requests), self.config.rollout.timeout_s, what)
+            task = f"to roll out {len(requests)} prompts"
+            return await self._answer(replica, replica.actor.rollout.remote(requests), self.config.rollout.timeout_s, task)
         finally:
             self.busy.stop()
             replica.running -= len(requests)
 
-    async def update_weights(self, manifest: dict[str, Any], buckets: Sequence[ray.ObjectRef]) -> float:
-        """Bring a published version into every engine.
+    async def update_weights(self, replica: Replica, shipment: Shipment) -> WeightReceipt:
+        """Bring a published version into one engine.
 
         Args:
-            manifest: of the version.
-            buckets: its payloads.
+            replica: in service or about to be.
+            shipment: that it can use.
 
         Returns:
-            The longest time that a replica's generation was paused, in seconds.
+            What the replica answers.
 
         Raises:
-            TimeoutError: naming the replica that did not finish.
+            ReplicaLostError: when it died or did not answer in time; it is out of service now.
+            WeightUpdateError: when it refuses the shipment; it goes on with its old weights.
         """
-        timeout_s, task = self.config.weights.timeout_s, f"to take version {manifest['version']}"
-        updates = (
-            answer_within(r.actor.update_weights.remote(manifest, list(buckets)), timeout_s, f"{r.name} {task}") for r in self.replicas
-        )
-        return max(await asyncio.gather(*updates))
+        task = f"to take version {shipment.manifest.version}"
+        return await self._answer(replica, replica.actor.update_weights.remote(shipment), self.config.weights.timeout_s, task)
+
+    async def score(self, replica: Replica, prompt: Prompt, response_token_ids: list[int]) -> list[float]:
+        """One engine's log-probs of a given response; see RolloutActor.score.
+
+        Args:
+            replica: in service.
+            prompt: with its images.
+            response_token_ids: [R].
+
+        Returns:
+            [R] nats.
+
+        Raises:
+            ReplicaLostError: when it died or did not answer in time; it is out of service now.
+        """
+        call = replica.actor.score.remote(prompt, response_token_ids)
+        return await self._answer(replica, call, self.config.weights.timeout_s, "to score the probe")
 
     async def evaluate(self, prompts: Sequence[Prompt], *, max_response_tokens: int) -> tuple[list[EvaluatedAnswer], list[tuple[str, str]]]:
         """Answer questions greedily on all replicas.
@@ -169,33 +185,40 @@ class RolloutFleet:
 
         Returns:
             Answers in the questions' order, and (prompt_id, reason) of those that can't be used.
+
+        Raises:
+            NoReplicaError: when the last replica was lost.
         """
         chunks = [list(prompts[i : i + EVALUATION_CHUNK]) for i in range(0, len(prompts), EVALUATION_CHUNK)]
         results: list[Any] = [None] * len(chunks)
-        waiting = iter(range(len(chunks)))
+        waiting = deque(range(len(chunks)))
 
         async def work(replica: Replica) -> None:
-            for number in waiting:
-                results[number] = await answer_within(
-                    replica.actor.evaluate.remote(chunks[number], max_response_tokens),
-                    self.config.rollout.timeout_s,
-                    f"{replica.name} to answer {len(chunks[number])} questions",
-                )
+            while waiting:
+                number = waiting.popleft()
+                call = replica.actor.evaluate.remote(chunks[number], max_response_tokens)
+                try:
+                    task = f"to answer {len(chunks[number])} questions"
+                    results[number] = await self._answer(replica, call, self.config.rollout.timeout_s, task)
+                except ReplicaLostError:
+                    waiting.append(number)
+                    return
 
-        # two calls at a time on each replica, so that its engine never waits for the next chunk
-        await asyncio.gather(*(work(replica) for replica in self.replicas for _ in range(2)))
+        while waiting:
+            self.must_have_replicas()
+            # two calls at a time on each replica, so that its engine never waits for the next chunk
+            await asyncio.gather(*(work(replica) for replica in self.replicas for _ in range(2)))
         return [a for answers, _ in results for a in answers], [b for _, bad in results for b in bad]
 
     async def grade_counts(self) -> dict[str, int]:
-        """How answers were decided on all replicas, by reason.
+        """How answers were decided on all replicas in service, by reason.
 
         Returns:
             Counts since the start.
         """
         totals: dict[str, int] = {}
-        for replica in self.replicas:
-            timeout_s = self.config.weights.timeout_s
-            counts = await answer_within(replica.actor.grade_counts.remote(), timeout_s, f"{replica.name} to count grades")
+        for replica in list(self.replicas):
+            counts = await self._answer(replica, replica.actor.grade_counts.remote(), self.config.weights.timeout_s, "to count grades")
             for reason, count in counts.items():
                 totals[reason] = totals.get(reason, 0) + count
         return totals
@@ -206,6 +229,31 @@ class RolloutFleet:
         for replica, result in zip(self.replicas, await asyncio.gather(*closing, return_exceptions=True), strict=True):
             if isinstance(result, BaseException):
                 logger.info("%s did not close by itself: %s", replica.name, result)
-            ray.kill(replica.actor)
-            remove_placement_group(replica.placement)
+            replica.kill()
         self.replicas = []
+
+    def _place(self) -> Replica:
+        config, index = self.config, self._placed
+        self._placed += 1
+        resources = rollout_bundle(config)
+        placement = placement_group([resources], strategy="PACK")
+        actor = RolloutActor.options(
+            num_cpus=resources["CPU"],
+            num_gpus=resources.get("GPU", 0),
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.rollout.threads), "OMP_WAIT_POLICY": "PASSIVE"}},
+            scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=placement),
+        ).remote(config, self.model_path, self.replay, index)
+        return Replica(index=index, actor=actor, placement=placement)
+
+    async def _start(self, replica: Replica, version: int) -> None:
+        timeout_s, task = self.config.rollout.start_timeout_s, f"{replica.name} to start its engine"
+        replica.node = (await answer_within(replica.actor.start.remote(version), timeout_s, task))["node"]
+
+    async def _answer(self, replica: Replica, reference: Any, timeout_s: float, task: str) -> Any:
+        """Await a replica's answer; its death, its engine's and a missed deadline cost the replica, nothing else."""
+        try:
+            return await replica.answer(reference, timeout_s, task)
+        except (RayActorError, EngineError, TimeoutError) as error:
+            reason = f"{getattr(error, 'cause', None) or error}".strip().splitlines()[0]
+            self.lose(replica, reason)
+            raise ReplicaLostError(f"{replica.name} is out of service: {reason}") from error

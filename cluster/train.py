@@ -22,6 +22,7 @@ from cluster.guard import CollapseGuard, RunCollapsed
 from cluster.ledger import PromptLedger
 from cluster.metrics import MetricSinks, read_metrics
 from cluster.plots import plot_curves
+from cluster.probe import make_probe
 from cluster.progress import Progress
 from cluster.run_folder import RunFolder, write_atomically, write_json
 from cluster.session import ray_session
@@ -147,7 +148,7 @@ class _Run:
             fleet=self.fleet,
             replay=self.replay,
             learner=self.learner,
-            transport=make_transport(config, self.learner, self.fleet),
+            transport=make_transport(config, self.learner, self.fleet, make_probe(config, str(model_path), train_data)),
             bad_rows=bad_rows,
             after_step=self._after_step,
         )

@@ -1,48 +1,178 @@
-"""How a new version gets from the learner group into the rollout fleet: through the object store, or broadcast by NCCL.
+"""How a new version gets from the learner group into the rollout fleet: verified files and parts, or broadcast by NCCL.
 
-Owns which of the two a device uses. The only place that knows both ends of the way.
+Owns which way each replica's weights go and what a failure costs. The only place that knows both ends of the way.
 """
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+import logging
+import math
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+from ray.exceptions import RayTaskError
+
+from actors.intake import WeightReceipt
 from cluster.fleet import RolloutFleet
+from cluster.probe import EngineProbe
+from cluster.replica import Replica, ReplicaLostError
 from conf.schema import Config, Device
 from learner.group import LearnerGroup
+from weights.manifest import SenderLostError, Shipment, WeightUpdateError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SyncReport:
+    """What one sync took and what the engines make of it."""
+
+    paused_s: float  # the longest time that a replica's generation was paused
+    sent_bytes: int  # through the object store, to all replicas together
+    num_replicas: int  # in service after it
+    mismatch: float = math.nan  # largest difference between an engine's and the learner's log-probs of the probe, nats
+
+    def metrics(self) -> dict[str, float]:
+        """For the step's metrics; what was not measured is left out."""
+        measured = {
+            "time/weight_sync_paused_s": self.paused_s,
+            "weights/sent_bytes": float(self.sent_bytes),
+            "rollout/actors": float(self.num_replicas),
+            "kl/engine_mismatch": self.mismatch,
+        }
+        return {name: value for name, value in measured.items() if not math.isnan(value)}
 
 
 class WeightTransport(Protocol):
     """Brings versions into service."""
 
-    async def deliver(self, version: int) -> float:
+    async def deliver(self, version: int) -> SyncReport:
         """Bring the learner's weights into every engine.
 
         Args:
             version: that they become.
 
         Returns:
-            Seconds during which generation was paused.
+            What it took.
+
+        Raises:
+            LearnerGroupError: when the learner failed.
+            NoReplicaError: when no rollout actor is left.
+        """
+
+    async def join(self) -> Replica:
+        """Start one more rollout actor and put it into service with the current version.
+
+        Returns:
+            The replica; it has had no prompt before the current weights.
+
+        Raises:
+            TimeoutError: when it did not start in time.
+            ReplicaLostError: when it did not take the weights.
         """
 
 
-class ObjectStoreTransport:
-    """Verified buckets through Ray's object store, staged in shared memory beside each engine.
+class StagedTransport:
+    """Verified files for replicas on the learner's node; changes or whole buckets through Ray's object store for the others.
+
+    A replica that dies, stalls, refuses whole weights or answers another checksum is taken out of service, alone.
 
     Args:
         learner: gives out the weights.
         fleet: takes them.
+        probe: scored at both ends after each sync; None: nothing is scored.
     """
 
-    def __init__(self, learner: LearnerGroup, fleet: RolloutFleet) -> None:
+    def __init__(self, learner: LearnerGroup, fleet: RolloutFleet, probe: EngineProbe | None) -> None:
         self._learner = learner
         self._fleet = fleet
+        self._probe = probe
+        self._learner_node: str | None = None
+        self._published: Shipment | None = None  # the version in service
+        self._lock = asyncio.Lock()  # the published files are read while it is held, and replaced while it is held
 
-    async def deliver(self, version: int) -> float:
+    async def deliver(self, version: int) -> SyncReport:
         """See WeightTransport.deliver."""
-        manifest, buckets = await self._learner.publish(version)
-        return await self._fleet.update_weights(manifest, buckets)
+        async with self._lock:
+            if self._learner_node is None:
+                self._learner_node = (await self._learner.health())[0]["node"]
+            replicas = list(self._fleet.replicas)
+            by_parts = [replica for replica in replicas if not self._reads_files(replica)]
+            published = self._published = await self._learner.publish(version, compare=bool(by_parts))
+            # The learner scores its probe while the engines load.
+            expected, *outcomes = await asyncio.gather(
+                self._expected(), *(self._bring(replica, published) for replica in replicas), return_exceptions=True
+            )
+            for outcome in (expected, *outcomes):
+                if isinstance(outcome, BaseException) and not isinstance(outcome, ReplicaLostError):
+                    raise outcome
+            self._fleet.must_have_replicas()
+            taken = [outcome for outcome in outcomes if isinstance(outcome, tuple)]
+            return SyncReport(
+                paused_s=max(receipt.paused_s for receipt, _ in taken),
+                sent_bytes=sum(nbytes for _, nbytes in taken),
+                num_replicas=len(self._fleet.replicas),
+                mismatch=await _mismatch(self._fleet, self._probe, expected),
+            )
+
+    async def join(self) -> Replica:
+        """See WeightTransport.join."""
+        replica = await self._fleet.add()
+        async with self._lock:
+            if self._published is not None:
+                await self._bring(replica, self._published)
+            self._fleet.enlist(replica)
+        return replica
+
+    async def _expected(self) -> NDArray[np.float32] | None:
+        return await self._probe.expected(self._learner) if self._probe is not None else None
+
+    async def _bring(self, replica: Replica, published: Shipment) -> tuple[WeightReceipt, int]:
+        """One replica's receipt and the bytes sent to it. Raises ReplicaLostError, or the learner's error when it is the one that died."""
+        shipment = await self._shipment_for(replica, published)
+        try:
+            receipt = await self._fleet.update_weights(replica, shipment)
+        except (WeightUpdateError, RayTaskError) as error:
+            await self._tell_dead_learner(error)
+            logger.warning("%s could not use what it was sent and gets the whole weights: %s", replica.name, _line(error))
+            replica.reads_files = replica.reads_files and shipment.paths is None
+            shipment = await self._learner.whole_weights()
+            receipt = await self._send_whole(replica, shipment)
+        if (receipt.version, receipt.checksum) != (published.manifest.version, published.manifest.checksum):
+            answer, sent = f"version {receipt.version} with checksum {receipt.checksum}", published.manifest
+            self._fleet.lose(replica, f"it answers that it holds {answer}; {sent.version} with {sent.checksum} was sent")
+            raise ReplicaLostError(f"{replica.name} holds other weights than were sent")
+        replica.checksum = receipt.checksum
+        return receipt, shipment.nbytes
+
+    async def _send_whole(self, replica: Replica, shipment: Shipment) -> WeightReceipt:
+        try:
+            return await self._fleet.update_weights(replica, shipment)
+        except (WeightUpdateError, RayTaskError) as error:
+            await self._tell_dead_learner(error)
+            self._fleet.lose(replica, f"it refuses whole weights: {_line(error)}")
+            raise ReplicaLostError(f"{replica.name} refuses whole weights") from error
+
+    async def _tell_dead_learner(self, error: Exception) -> None:
+        """When what was sent got lost, see whether the learner lives; its death is what must be told then."""
+        if isinstance(error, SenderLostError):
+            await self._learner.health()
+
+    async def _shipment_for(self, replica: Replica, published: Shipment) -> Shipment:
+        if self._reads_files(replica):
+            return Shipment(manifest=published.manifest, paths=published.paths)
+        if published.base is not None and replica.checksum == published.base:
+            return dataclasses.replace(published, paths=None)
+        return await self._learner.whole_weights()
+
+    def _reads_files(self, replica: Replica) -> bool:
+        return replica.reads_files and replica.node == self._learner_node
 
 
 class NcclTransport:
@@ -51,37 +181,69 @@ class NcclTransport:
     Args:
         learner: rank 0 sends, the other ranks take part in the gather.
         fleet: receives.
+        probe: scored at both ends after each sync; None: nothing is scored.
         workers_per_actor: GPUs of an engine.
     """
 
-    def __init__(self, learner: LearnerGroup, fleet: RolloutFleet, *, workers_per_actor: int) -> None:
+    def __init__(self, learner: LearnerGroup, fleet: RolloutFleet, probe: EngineProbe | None, *, workers_per_actor: int) -> None:
         self._learner = learner
         self._fleet = fleet
+        self._probe = probe
         self._workers_per_actor = workers_per_actor
         self._connected: list[str] = []
+        self._joining: list[tuple[Replica, asyncio.Future[None]]] = []
 
-    async def deliver(self, version: int) -> float:
+    async def deliver(self, version: int) -> SyncReport:
         """See WeightTransport.deliver."""
-        actors = {replica.name: replica.actor for replica in self._fleet.replicas}
+        joining, self._joining = self._joining, []
+        actors = {replica.name: replica.actor for replica in [*self._fleet.replicas, *(replica for replica, _ in joining)]}
         if list(actors) != self._connected:
             await self._learner.connect_broadcast(actors, workers_per_actor=self._workers_per_actor)
             self._connected = list(actors)
         begin = time.monotonic()
         await self._learner.broadcast(version)
-        return time.monotonic() - begin
+        paused_s = time.monotonic() - begin
+        for replica, joined in joining:
+            self._fleet.enlist(replica)
+            joined.set_result(None)
+        expected = await self._probe.expected(self._learner) if self._probe is not None else None
+        mismatch = await _mismatch(self._fleet, self._probe, expected)
+        return SyncReport(paused_s=paused_s, sent_bytes=0, num_replicas=len(self._fleet.replicas), mismatch=mismatch)
+
+    async def join(self) -> Replica:
+        """See WeightTransport.join; a broadcast needs the learner, so the replica takes part in the next one."""
+        replica = await self._fleet.add()
+        joined = asyncio.get_running_loop().create_future()
+        self._joining.append((replica, joined))
+        await joined
+        return replica
 
 
-def make_transport(config: Config, learner: LearnerGroup, fleet: RolloutFleet) -> WeightTransport:
+def make_transport(config: Config, learner: LearnerGroup, fleet: RolloutFleet, probe: EngineProbe | None = None) -> WeightTransport:
     """Choose the transport of a run.
 
     Args:
         config: whose device decides.
         learner: one end.
         fleet: the other end.
+        probe: scored at both ends after each sync; None: nothing is scored.
 
     Returns:
-        NCCL between GPUs, the object store otherwise.
+        NCCL between GPUs, files and parts otherwise.
     """
     if config.cluster.device is Device.gpu:
-        return NcclTransport(learner, fleet, workers_per_actor=config.rollout.tensor_parallel_size)
-    return ObjectStoreTransport(learner, fleet)
+        return NcclTransport(learner, fleet, probe, workers_per_actor=config.rollout.tensor_parallel_size)
+    return StagedTransport(learner, fleet, probe)
+
+
+async def _mismatch(fleet: RolloutFleet, probe: EngineProbe | None, expected: NDArray[np.float32] | None) -> float:
+    """The largest mismatch over the replicas, all scored at once; nan when nothing is scored."""
+    if probe is None or expected is None:
+        return math.nan
+    found: Sequence[float] = await asyncio.gather(*(probe.mismatch(fleet, replica, expected) for replica in list(fleet.replicas)))
+    fleet.must_have_replicas()
+    return max((value for value in found if not math.isnan(value)), default=math.nan)
+
+
+def _line(error: Exception) -> str:
+    return str(getattr(error, "cause", None) or error).strip().splitlines()[0]

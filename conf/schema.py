@@ -254,7 +254,8 @@ class WeightsConfig:
     """How weights travel from the learner to the engines."""
 
     bucket_bytes: int = 268435456
-    timeout_s: float = 120.0  # for one sync
+    timeout_s: float = 120.0  # for one sync; a rollout actor that takes longer is taken out of service
+    mismatch_limit: float | None = None  # nats between engine and learner on the same weights that raise a warning; null: by model.dtype
 
 
 @dataclass(frozen=True)

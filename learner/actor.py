@@ -20,7 +20,7 @@ from ray.actor import ActorHandle
 from conf.schema import Config
 from learner.deepspeed_engine import RankAddress
 from learner.worker import LearnerWorker
-from weights.buckets import manifest_of
+from weights.manifest import Part, Shipment
 
 
 @ray.remote(concurrency_groups={"control": 2})
@@ -39,6 +39,7 @@ class LearnerRank:
         self._rank = rank
         self._worker: LearnerWorker | None = None
         self._state = "waiting for its group"
+        self._whole: Shipment | None = None  # the last version that somebody wanted whole
 
     def __repr__(self) -> str:
         """Name the role and the rank in Ray's logs and dashboard."""
@@ -76,21 +77,51 @@ class LearnerRank:
         """Log-probs of given responses, of TRAJECTORY_SCHEMA; see LearnerWorker.score."""
         return self._ready().score_table(trajectories, temperature=temperature, mask_banned=mask_banned)
 
-    def publish(self, version: int, bucket_bytes: int) -> tuple[dict[str, Any], list[ray.ObjectRef]] | None:
-        """Put the weights into the object store.
+    def publish(self, version: int, compare: bool) -> Shipment | None:
+        """Copy the weights out of training, and put what has changed into the object store; see LearnerWorker.publish.
 
         Args:
             version: policy version that they are.
-            bucket_bytes: bound on a bucket.
+            compare: find out what has changed.
 
         Returns:
-            On rank 0 the manifest as a dictionary and a reference to each payload; None elsewhere.
+            On rank 0 the version's files on this node and, when compared, the parts for a receiver of the version before; None elsewhere.
         """
-        manifests, references = [], []
-        for manifest, payload in self._ready().publish(version, bucket_bytes=bucket_bytes):
-            manifests.append(manifest)
-            references.append(ray.put(payload))
-        return (manifest_of(version, manifests).to_dict(), references) if self._rank == 0 else None
+        self._whole = None
+        publication = self._ready().publish(version, compare=compare)
+        if publication is None:
+            return None
+        return Shipment(
+            manifest=publication.manifest,
+            paths=publication.paths,
+            base=publication.base,
+            parts=publication.parts,
+            payloads=tuple(None if payload is None else ray.put(payload) for payload in publication.payloads),
+            nbytes=sum(payload.nbytes for payload in publication.payloads if payload is not None),
+        )
+
+    @ray.method(concurrency_group="control")
+    def whole_weights(self) -> Shipment:
+        """Put the last published version into the object store, all of it; answered while a step is computed.
+
+        Returns:
+            A reference to each bucket.
+        """
+        if self._whole is None:
+            manifest, buckets = self._ready().publisher.whole()
+            self._whole = Shipment(
+                manifest=manifest,
+                parts=(Part.whole,) * len(buckets),
+                payloads=tuple(ray.put(bucket) for bucket in buckets),
+                nbytes=manifest.nbytes,
+            )
+        return self._whole
+
+    @ray.method(concurrency_group="control")
+    def release_files(self) -> None:
+        """Remove the published weights, before this process is ended without being asked."""
+        if self._worker is not None:
+            self._worker.publisher.close()
 
     def connect_broadcast(self, actors: Mapping[str, ActorHandle], workers_per_actor: int, address: str, port: int) -> None:
         """Meet the rollout engines for NCCL broadcasts; see LearnerWorker.connect_broadcast."""

@@ -21,9 +21,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from conf.resources import learner_bundle
 from conf.schema import Config
 from learner.actor import LearnerRank
+from weights.manifest import Shipment
 
 DEATH_NOTICE_S = 2.0
 """How long Ray may take to tell of a rank's death, after another rank's error, before that error is blamed."""
+
+RELEASE_TIMEOUT_S = 1.0
+"""How long a rank may take to remove its files before it is ended."""
 
 
 class LearnerGroupError(RuntimeError):
@@ -107,19 +111,28 @@ class LearnerGroup:
         table = ray.put(trajectories)
         return (await self._on_all(f"score {trajectories.num_rows} trajectories", "score", table, temperature, mask_banned))[0]
 
-    async def publish(self, version: int) -> tuple[dict[str, Any], list[ray.ObjectRef]]:
-        """Put the weights into the object store.
+    async def publish(self, version: int, *, compare: bool = False) -> Shipment:
+        """Copy the weights out of training.
 
         Args:
             version: policy version that they are.
+            compare: find out what has changed since the version before.
 
         Returns:
-            The manifest as a dictionary and a reference to each payload.
+            Their files on rank 0's node and, when compared, the parts for receivers of the version before. Valid until the next one.
 
         Raises:
             LearnerGroupError: naming the rank that failed or was waited for.
         """
-        return (await self._on_all(f"publish version {version}", "publish", version, self._config.weights.bucket_bytes))[0]
+        return (await self._on_all(f"publish version {version}", "publish", version, compare))[0]
+
+    async def whole_weights(self) -> Shipment:
+        """The last published version for a receiver on any node, while the group may be computing a step.
+
+        Raises:
+            LearnerGroupError: when rank 0 failed, doesn't answer, or has published nothing.
+        """
+        return (await self._call("give out the whole weights", "whole_weights", [()]))[0]
 
     async def connect_broadcast(self, actors: Mapping[str, ActorHandle], *, workers_per_actor: int) -> None:
         """Meet the rollout engines for NCCL broadcasts, on a port of rank 0's node.
@@ -179,6 +192,9 @@ class LearnerGroup:
 
     async def close(self) -> None:
         """End the ranks and give their resources back; closing twice is fine."""
+        released = [asyncio.ensure_future(_awaited(rank.release_files.remote())) for rank in self._ranks[:1]]
+        if released:
+            await asyncio.wait(released, timeout=RELEASE_TIMEOUT_S)  # a dead or stalled rank's are removed by the next one on its node
         for rank in self._ranks:
             ray.kill(rank)
         self._ranks = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +27,7 @@ from learner.images import ImageCache
 from learner.policy import PolicyModel
 from learner.update import PolicyUpdate
 from tasks.prompts import allowed_token_ids, load_tokenizer
-from weights.buckets import pack
-from weights.manifest import BucketManifest
+from weights.publisher import Publication, WeightPublisher
 from weights.source import DeepSpeedWeightSource
 
 if TYPE_CHECKING:
@@ -89,6 +88,9 @@ class LearnerWorker:
             max_response_tokens=config.model.max_response_tokens,
             num_steps=config.run.num_steps,
         )
+        self.publisher = WeightPublisher(
+            self.weight_source(), bucket_bytes=config.weights.bucket_bytes, sends=self._engine.address.rank == 0
+        )
         self._sender: NcclWeightSender | None = None  # on GPUs, once connected
 
     def update(self, shard: pa.Table, *, step: int) -> dict[str, float]:
@@ -145,17 +147,17 @@ class LearnerWorker:
             tied=self._policy.model.config.tie_word_embeddings,
         )
 
-    def publish(self, version: int, *, bucket_bytes: int) -> Iterator[tuple[BucketManifest, NDArray[np.uint8]]]:
-        """Give out the weights, bucket by bucket.
+    def publish(self, version: int, *, compare: bool) -> Publication | None:
+        """Copy the weights out of training; see WeightPublisher.publish.
 
         Args:
             version: policy version that these weights are.
-            bucket_bytes: bound on a bucket.
+            compare: find out what has changed since the version before.
 
         Returns:
-            Each bucket's manifest and payload; no bucket on ranks other than 0.
+            On rank 0 the version; None elsewhere.
         """
-        return pack(self.weight_source(), version, bucket_bytes)
+        return self.publisher.publish(version, compare=compare)
 
     def connect_broadcast(self, actors: Mapping[str, Any], *, workers_per_actor: int, address: str, port: int, timeout_s: float) -> None:
         """Meet the rollout engines for NCCL broadcasts; GPUs only.
@@ -235,4 +237,5 @@ class LearnerWorker:
 
     def close(self) -> None:
         """Leave the group; no collective."""
+        self.publisher.close()
         self._engine.close()

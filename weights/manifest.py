@@ -5,32 +5,45 @@ Owns the description of an update and its errors. Must not know torch, vLLM, Dee
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
+from enum import Enum
 from typing import Any
+
+import xxhash
 
 
 class WeightUpdateError(RuntimeError):
     """An update that must not reach, or did not reach, an engine whole; the message names what is wrong."""
 
 
+class BaseMismatchError(WeightUpdateError):
+    """The receiver does not hold what the changes refer to; the whole weights are needed."""
+
+
+class SenderLostError(WeightUpdateError):
+    """What was sent is gone before it arrived: the receiver is fine, its old weights are in service."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BucketManifest:
-    """One payload of an update: which tensors it holds and the checksum of its bytes.
+    """One safetensors file of a model: which tensors it holds and the checksum of its bytes.
 
     Example: ``BucketManifest(names=("lm_head.weight",), dtypes=("float32",), shapes=((320, 128),), nbytes=163928,
-    checksum="9f86d081")``.
+    checksum="9f86d0818c3b2a10")``.
     """
 
-    names: tuple[str, ...]  # as Hugging Face names parameters, in the order of the payload
-    dtypes: tuple[str, ...]  # "float32" or "bfloat16", one per name
+    names: tuple[str, ...]  # as Hugging Face names parameters, in the order of the file
+    dtypes: tuple[str, ...]  # "float32" or "bfloat16", one per name; all the same
     shapes: tuple[tuple[int, ...], ...]  # of the full tensors, one per name
-    nbytes: int  # of the whole safetensors payload, its header included
-    checksum: str  # weights.buckets.checksum of the payload
+    nbytes: int  # of the whole file, its header included
+    checksum: str  # weights.buckets.checksum of the file; the version is no part of it, so that equal weights are equal bytes
+    frozen: bool = False  # its parameters are not trained: after the first time it stays where it is
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightManifest:
-    """A whole update: every parameter of the model exactly once, in one or more buckets."""
+    """A whole model at one version: every parameter exactly once, in one or more buckets, however they travel."""
 
     version: int  # the policy version that these weights are
     buckets: tuple[BucketManifest, ...]
@@ -51,8 +64,25 @@ class WeightManifest:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all payloads."""
+        """Bytes of all buckets."""
         return sum(bucket.nbytes for bucket in self.buckets)
+
+    @property
+    def checksum(self) -> str:
+        """Of the whole model, 16 hexadecimal digits: what both ends of a sync must agree on. The version is no part of it."""
+        contents = [[bucket.names, bucket.dtypes, bucket.shapes, bucket.nbytes, bucket.checksum] for bucket in self.buckets]
+        return xxhash.xxh3_64_hexdigest(json.dumps(contents, separators=(",", ":")).encode())
+
+    def same_layout(self, other: WeightManifest) -> bool:
+        """Whether the other holds the same tensors at the same places, so that changes can be applied to its files.
+
+        Args:
+            other: of any version.
+
+        Returns:
+            True when only versions and checksums may differ.
+        """
+        return [_place(bucket) for bucket in self.buckets] == [_place(bucket) for bucket in other.buckets]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and strings, for JSON or msgpack."""
@@ -79,6 +109,7 @@ class WeightManifest:
                     shapes=tuple(tuple(int(size) for size in shape) for shape in bucket["shapes"]),
                     nbytes=int(bucket["nbytes"]),
                     checksum=str(bucket["checksum"]),
+                    frozen=bool(bucket["frozen"]),
                 )
                 for bucket in data["buckets"]
             )
@@ -109,6 +140,30 @@ class WeightManifest:
                 f"the update to version {self.version} lacks {_some(missing)}, has unknown {_some(unknown)}, "
                 f"has {_some(reshaped)} in another shape"
             )
+
+
+class Part(str, Enum):
+    """How a bucket gets to a receiver."""
+
+    same = "same"  # not at all: the receiver has it
+    changes = "changes"  # to what the receiver has
+    whole = "whole"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shipment:
+    """A version on its way to one receiver: files that it can read, or parts."""
+
+    manifest: WeightManifest
+    paths: tuple[str, ...] | None = None  # the sender's files, for a receiver on its node; None: the parts come
+    base: str | None = None  # checksum of the model that the parts refer to; None: they are all whole
+    parts: tuple[Part, ...] = ()  # one a bucket
+    payloads: tuple[Any, ...] = ()  # one a bucket: bytes or a reference to them; None for a part that is the same
+    nbytes: int = 0  # of all payloads
+
+
+def _place(bucket: BucketManifest) -> tuple[Any, ...]:
+    return bucket.names, bucket.dtypes, bucket.shapes, bucket.nbytes
 
 
 def _some(names: list[str], limit: int = 5) -> str:

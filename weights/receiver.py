@@ -46,44 +46,67 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.touched = False  # whether the update that is under way has begun to change the model
+        self.checksum: str | None = None  # of the model that was loaded last; None: it is not whole, or no update has come
         self._parameters: dict[str, tuple[int, ...]] | None = None  # name and shape of what the last whole update held
+        self._verified: tuple[list[str], WeightManifest] | None = None
 
     def init_transfer_engine(self, init_info: SharedMemoryInitInfo) -> None:
         """Nothing to connect."""
 
     def start_weight_update(self) -> None:
-        """Begin an update; receive_weights opens the model for loading once the files are verified."""
+        """Begin an update; receive_weights opens the model for loading."""
         self.touched = False
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Load an update. vLLM's own version waits for an accelerator afterwards, which a CPU has not."""
         self.receive_weights(self.parse_update_info(update_info))
 
+    def verify(self, paths: list[str], manifest: WeightManifest) -> str:
+        """Read all files and compare them with their manifest; the model runs on.
+
+        Args:
+            paths: of the buckets.
+            manifest: that they are to be.
+
+        Returns:
+            The whole model's checksum, of the bytes that this process has read.
+
+        Raises:
+            WeightUpdateError: when a file is missing or wrong, or the parameters are not those of the update before.
+        """
+        self._verified = None
+        _verify_files(manifest, paths)
+        if self._parameters is not None:
+            manifest.check_same_parameters(self._parameters)
+        self._verified = (paths, manifest)
+        return manifest.checksum
+
     def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
-        """Verify all files, then load them bucket by bucket.
+        """Load files that verify has found right, bucket by bucket.
 
         Args:
             update_info: the files and their manifest.
 
         Raises:
-            WeightUpdateError: before the model is touched when a file is missing or wrong, or the parameters are not those of the
-                update before; after it when the first update has no value for a parameter of the model.
+            WeightUpdateError: before the model is touched when these files were not verified; after it when the first update has no value
+                for a parameter of the model.
         """
         manifest = WeightManifest.from_dict(update_info.manifest)
-        _verify_files(manifest, update_info.paths)
-        if self._parameters is not None:
-            manifest.check_same_parameters(self._parameters)
+        if self._verified != (update_info.paths, manifest):
+            raise WeightUpdateError(f"the files of version {manifest.version} were not verified")
         expected = {name for name, _ in self.model.named_parameters()}  # tied heads are named once, by the embedding
         self.touched = True
+        self.checksum = self._verified = None
         initialize_layerwise_reload(self.model)
-        loaded: set[str] = set()
+        names: set[str] = set()
         for path in update_info.paths:
-            loaded |= self.model.load_weights(iter(load_file(path).items()))
-        missing = sorted(expected - loaded)
+            names |= self.model.load_weights(iter(load_file(path).items()))
+        missing = sorted(expected - names)
         if missing:
-            names = f"{len(missing)} parameters of the model: {', '.join(missing[:5])}"
-            raise WeightUpdateError(f"the update to version {manifest.version} has no value for {names}")
+            told = f"{len(missing)} parameters of the model: {', '.join(missing[:5])}"
+            raise WeightUpdateError(f"the update to version {manifest.version} has no value for {told}")
         self._parameters = manifest.shapes
+        self.checksum = manifest.checksum
 
     def finish_weight_update(self) -> None:
         """Close the model for loading and make the packed copy of a tied output layer anew."""
@@ -115,6 +138,25 @@ class WeightUpdateExtension:
     weight_transfer_engine: WeightTransferEngine
     vllm_config: Any
     _weight_update_active: bool
+
+    def verify_weights(self, paths: list[str], manifest: dict[str, Any]) -> str:
+        """Verify a staged version while the model runs on; see SharedMemoryWeightTransferEngine.verify."""
+        return self._files().verify(paths, WeightManifest.from_dict(manifest))
+
+    def weights_checksum(self) -> str | None:
+        """This worker's end of the handshake.
+
+        Returns:
+            Checksum of the whole model, of the bytes that it has verified and loaded; None: an update broke off, or none has come.
+        """
+        engine = self._files()
+        return None if engine.touched else engine.checksum
+
+    def _files(self) -> SharedMemoryWeightTransferEngine:
+        engine = self.weight_transfer_engine
+        if not isinstance(engine, SharedMemoryWeightTransferEngine):
+            raise WeightUpdateError(f"weights come to this engine by {type(engine).__name__}, not in files")
+        return engine
 
     def abort_weight_update(self) -> bool:
         """Close an update that broke off, so that the model can run and be updated again.

@@ -6,6 +6,7 @@ megabytes. Must not know how the tensors travel.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,11 +19,17 @@ GATHER_BYTES = 256 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class ParameterMetadata:
-    """One tensor to come; the fields are those of vLLM's ParamMeta."""
+    """One tensor to come; the first fields are those of vLLM's ParamMeta."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]  # of the full tensor
+    frozen: bool = False  # not trained: it is the same in every version
+
+    @property
+    def nbytes(self) -> int:
+        """Of the full tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class DeepSpeedWeightSource:
@@ -61,14 +68,28 @@ class DeepSpeedWeightSource:
 
     def metadata(self) -> list[ParameterMetadata]:
         """What iteration yields on rank 0, in its order, without gathering anything; the same on every rank."""
-        return [ParameterMetadata(name, parameter.dtype, self._shape(parameter)) for name, parameter in self._parameters]
+        return [
+            ParameterMetadata(name, parameter.dtype, self._shape(parameter), frozen=not parameter.requires_grad)
+            for name, parameter in self._parameters
+        ]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return self._stream(self._parameters)
+
+    def trained(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The stream without frozen parameters, which are neither gathered nor yielded; the same rules hold.
+
+        Returns:
+            Name and full tensor of each on rank 0.
+        """
+        return self._stream([(name, parameter) for name, parameter in self._parameters if parameter.requires_grad])
+
+    def _stream(self, parameters: list[tuple[str, nn.Parameter]]) -> Iterator[tuple[str, torch.Tensor]]:
         if not self._partitioned:
             if self._sends:
-                yield from ((name, parameter.detach()) for name, parameter in self._parameters)
+                yield from ((name, parameter.detach()) for name, parameter in parameters)
             return
-        for group in self._groups():
+        for group in self._groups(parameters):
             yield from self._gathered(group)
 
     def _gathered(self, group: list[tuple[str, nn.Parameter]]) -> list[tuple[str, torch.Tensor]]:
@@ -78,11 +99,11 @@ class DeepSpeedWeightSource:
         with deepspeed.zero.GatheredParameters([parameter for _, parameter in group]):
             return [(name, parameter.detach().clone()) for name, parameter in group] if self._sends else []
 
-    def _groups(self) -> Iterator[list[tuple[str, nn.Parameter]]]:
+    def _groups(self, parameters: list[tuple[str, nn.Parameter]]) -> Iterator[list[tuple[str, nn.Parameter]]]:
         """Parameters in order, in groups of at most gather_bytes; the same on every rank."""
         group: list[tuple[str, nn.Parameter]] = []
         group_bytes = 0
-        for name, parameter in self._parameters:
+        for name, parameter in parameters:
             nbytes = int(getattr(parameter, "ds_numel", parameter.numel())) * parameter.element_size()
             if group and group_bytes + nbytes > self._gather_bytes:
                 yield group

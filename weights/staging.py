@@ -1,6 +1,6 @@
-"""The receiving end before the engine is touched: verified payloads in shared memory, where the engine process reads them.
+"""Files in shared memory, where an engine's process reads weights without a copy.
 
-Owns the staging folder of one rollout actor and its cleaning. Must not know vLLM, DeepSpeed or Ray.
+Owns the folder of one process and its cleaning. Must not know vLLM, DeepSpeed, Ray or what is in the files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from weights.buckets import Payload, as_bytes, verify_bucket
+import numpy as np
+from numpy.typing import NDArray
+
 from weights.manifest import WeightManifest, WeightUpdateError
 
 _PREFIX = "rethinker-weights-"
@@ -23,14 +25,14 @@ _LOCK = "owner.lock"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StagedUpdate:
-    """A whole, verified update on this node."""
+    """A whole version on this node, not verified yet."""
 
     paths: tuple[str, ...]  # safetensors files, one per bucket of the manifest, in its order
     manifest: WeightManifest
 
 
 class StagingArea:
-    """A folder in shared memory for the updates of one process, readable by its owner only.
+    """A folder in shared memory for the weights of one process, readable by its owner only.
 
     The folder is locked for as long as the process lives; folders whose process has died are removed by the next
     process that opens a staging area on the node, so a crash leaves nothing behind for longer than that.
@@ -49,44 +51,34 @@ class StagingArea:
         """The folder of this process."""
         return self._folder
 
-    def stage(self, manifest: WeightManifest, payloads: Sequence[Payload]) -> StagedUpdate:
-        """Verify an update bucket by bucket and write it; nothing is left behind when a bucket is wrong.
+    def allocate(self, name: str, sizes: Sequence[int]) -> tuple[tuple[str, ...], list[NDArray[np.uint8]]]:
+        """Make files of given sizes that only their owner can read, with all of their memory reserved.
 
         Args:
-            manifest: what was sent.
-            payloads: what arrived, in the manifest's order.
+            name: of the folder that they are in.
+            sizes: bytes of each, at least one.
 
         Returns:
-            Where the engine process finds it.
+            Path and writable memory of each.
 
         Raises:
-            WeightUpdateError: when a bucket is missing or wrong, or the folder has no room.
+            WeightUpdateError: when there is no room; nothing is left behind.
         """
-        if len(payloads) != len(manifest.buckets):
-            sent, arrived = len(manifest.buckets), len(payloads)
-            raise WeightUpdateError(f"update to version {manifest.version}: {sent} buckets were sent, {arrived} arrived")
-        target = Path(tempfile.mkdtemp(prefix=f"v{manifest.version}-", dir=self._folder))
+        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self._folder))
         try:
-            paths = []
-            for index, (bucket, payload) in enumerate(zip(manifest.buckets, payloads, strict=True)):
-                verify_bucket(bucket, payload, where=f"update to version {manifest.version}, bucket {index}")
-                paths.append(str(_write(target / f"{index:05d}.safetensors", payload)))
+            paths = [_reserve(folder / f"{index:05d}.safetensors", size) for index, size in enumerate(sizes)]
+            return tuple(map(str, paths)), [np.asarray(np.memmap(path, dtype=np.uint8, mode="r+")) for path in paths]
         except OSError as error:
-            shutil.rmtree(target, ignore_errors=True)
-            what = f"{manifest.nbytes} bytes of version {manifest.version}"
-            raise WeightUpdateError(f"cannot stage {what} in {self._root}: {error}") from error
-        except WeightUpdateError:
-            shutil.rmtree(target, ignore_errors=True)
-            raise
-        return StagedUpdate(paths=tuple(paths), manifest=manifest)
+            shutil.rmtree(folder, ignore_errors=True)
+            raise WeightUpdateError(f"cannot stage {sum(sizes)} bytes of weights in {self._root}: {error}") from error
 
-    def discard(self, update: StagedUpdate) -> None:
-        """Remove the files of an update; those that are gone already are no error.
+    def free(self, paths: Sequence[str]) -> None:
+        """Remove files; those that are gone already are no error. Memory that a process has mapped stays until it lets go.
 
         Args:
-            update: as stage returned it.
+            paths: as allocate returned them.
         """
-        for folder in {Path(path).parent for path in update.paths}:
+        for folder in {Path(path).parent for path in paths}:
             shutil.rmtree(folder, ignore_errors=True)
 
     def close(self) -> None:
@@ -101,10 +93,18 @@ class StagingArea:
         self.close()
 
 
-def shared_memory_root() -> Path:
-    """/dev/shm when this process can write to it, else the system's temporary folder."""
+def shared_memory_root(room_bytes: int = 0) -> Path:
+    """Where files are memory that other processes can map.
+
+    Args:
+        room_bytes: what will be put there; containers often have very little of it.
+
+    Returns:
+        /dev/shm when this process can write to it and it has the room, else the system's temporary folder.
+    """
     shared = Path("/dev/shm")
-    return shared if shared.is_dir() and os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
+    usable = shared.is_dir() and os.access(shared, os.W_OK) and shutil.disk_usage(shared).free > room_bytes
+    return shared if usable else Path(tempfile.gettempdir())
 
 
 def remove_abandoned(root: Path) -> list[Path]:
@@ -155,11 +155,11 @@ def _lock(path: Path, *, create: bool = True) -> IO[bytes]:
     return file
 
 
-def _write(path: Path, payload: Payload) -> Path:
-    """Write one file that only its owner can read."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb", buffering=0) as file:
-        data = as_bytes(payload)
-        while data:
-            data = data[file.write(data) :]
+def _reserve(path: Path, size: int) -> Path:
+    """A file with its memory: writing to a mapping that has none would end the process instead of raising an error."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    finally:
+        os.close(descriptor)
     return path

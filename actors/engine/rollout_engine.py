@@ -19,7 +19,7 @@ from actors.engine.errors import EngineError, PromptRefusedError, refusals
 from actors.engine.processes import child_processes, end_processes, vllm_processes_since
 from actors.engine.requests import Completion, completion, engine_prompt, sampling_limits, spread_seed
 from actors.engine.settings import engine_arguments, set_environment
-from actors.engine.updates import WeightUpdater
+from actors.engine.updates import UpdateReceipt, WeightUpdater
 from conf.schema import Device, ModelConfig, RolloutConfig
 from weights.manifest import WeightUpdateError
 from weights.staging import StagedUpdate
@@ -230,13 +230,16 @@ class RolloutEngine:
         positions = output.prompt_logprobs[-len(response) :]
         return np.array([position[token].logprob for position, token in zip(positions, response, strict=True)], dtype=np.float32)
 
-    async def update_weights(self, update: StagedUpdate, version: int, *, timeout_s: float = 120.0) -> None:
+    async def update_weights(self, update: StagedUpdate, version: int, *, timeout_s: float = 120.0) -> UpdateReceipt:
         """Put new weights in service; running requests are paused and go on with them.
 
         Args:
-            update: verified and staged; its files may be removed when this returns.
+            update: staged; its files may be removed when this returns.
             version: must be the manifest's.
             timeout_s: for all steps together.
+
+        Returns:
+            What the engine's processes say that they hold.
 
         Raises:
             WeightUpdateError: the update was refused. The old weights stay in service unless the message says otherwise; then nothing
@@ -246,7 +249,7 @@ class RolloutEngine:
         if update.manifest.version != version:
             staged = update.manifest.version
             raise WeightUpdateError(f"{self._name} was told to take version {version}, the staged update is of version {staged}")
-        await self._updater().apply(update, timeout_s)
+        return await self._updater().apply(update, timeout_s)
 
     async def init_weight_transfer(self, init_info: dict[str, Any], *, timeout_s: float) -> None:
         """Meet the trainer's end of a broadcast (see WeightUpdater.connect)."""

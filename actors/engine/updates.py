@@ -1,4 +1,4 @@
-"""New weights into a running vLLM engine: pause, load, stamp the version, resume, and what happens when a step fails.
+"""New weights into a running vLLM engine: verify, pause, load, shake hands, resume, and what happens when a step fails.
 
 Owns which policy version an engine serves and whether its weights are whole. Must not know Ray or how weights travel.
 """
@@ -6,6 +6,7 @@ Owns which policy version an engine serves and whether its weights are whole. Mu
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 from actors.engine.errors import EngineError, answer_by
@@ -13,6 +14,16 @@ from weights.manifest import WeightUpdateError
 from weights.staging import StagedUpdate
 
 _ABORT_TIMEOUT_S = 30.0  # to close an update that broke off
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpdateReceipt:
+    """The engine's end of a sync: what it says that it holds, and what that took."""
+
+    version: int
+    checksum: str | None  # of the whole model, as its processes have computed it; None: weights that came by broadcast
+    verify_s: float  # reading all files while requests wait for their next token
+    paused_s: float  # from the request to pause to the resumption
 
 
 class WeightUpdater:
@@ -49,12 +60,15 @@ class WeightUpdater:
         await self._step("set its version", self._engine.update_weight_version(str(version)), _now() + timeout_s)
         self.version = version
 
-    async def apply(self, update: StagedUpdate, timeout_s: float) -> None:
-        """Load a staged update.
+    async def apply(self, update: StagedUpdate, timeout_s: float) -> UpdateReceipt:
+        """Verify a staged update, load it, and have the engine say what it holds.
 
         Args:
-            update: verified.
+            update: staged on this node.
             timeout_s: for all steps together.
+
+        Returns:
+            What the engine holds now.
 
         Raises:
             WeightUpdateError: it was refused; the old weights are in service unless `mixed` is set.
@@ -63,12 +77,17 @@ class WeightUpdater:
         deadline = _now() + timeout_s
         async with self._lock:
             # Shielded: a caller that is cancelled in mid-update must not leave the engine paused and open.
-            await asyncio.shield(asyncio.ensure_future(self._apply(update, deadline)))
+            return await asyncio.shield(asyncio.ensure_future(self._apply(update, deadline)))
 
-    async def _apply(self, update: StagedUpdate, deadline: float) -> None:
+    async def _apply(self, update: StagedUpdate, deadline: float) -> UpdateReceipt:
+        paths, manifest = list(update.paths), update.manifest.to_dict()
+        begin = _now()
+        await self._step("verify the weights", self._engine.collective_rpc("verify_weights", args=(paths, manifest)), deadline)
+        verified = _now()
         await self._open(deadline)
-        await self._load({"paths": list(update.paths), "manifest": update.manifest.to_dict()}, deadline)
-        await self._close(update.manifest.version, deadline)
+        await self._load({"paths": paths, "manifest": manifest}, deadline)
+        checksum = await self._close(update.manifest.version, deadline, expected=update.manifest.checksum)
+        return UpdateReceipt(version=self.version, checksum=checksum, verify_s=verified - begin, paused_s=_now() - verified)
 
     async def connect(self, init_info: dict[str, Any], timeout_s: float) -> None:
         """Meet the trainer's end of a broadcast.
@@ -130,7 +149,7 @@ class WeightUpdater:
             EngineError: when the engine died or the time is over.
         """
         try:
-            await self._close(version, self._deadline)
+            await self._close(version, self._deadline, expected=None)
         finally:
             self._release()
 
@@ -150,14 +169,20 @@ class WeightUpdater:
         except WeightUpdateError as error:
             await self._recover(error)
 
-    async def _close(self, version: int, deadline: float) -> None:
+    async def _close(self, version: int, deadline: float, *, expected: str | None) -> str | None:
+        """Close the model, shake hands, resume. Returns the checksum that all workers have answered, when one is expected."""
         try:
             await self._step("finish the update", self._engine.finish_weight_update(weight_version=str(version)), deadline)
+            if expected is not None:
+                answers = await self._step("say what it has loaded", self._engine.collective_rpc("weights_checksum"), deadline)
+                if set(answers) != {expected}:
+                    raise WeightUpdateError(f"{self._name} holds weights of checksum {_told(answers)}; {expected} was sent")
         except WeightUpdateError as error:
             await self._recover(error)
         self.version = version
         self.mixed = None
         await self._step("resume", self._engine.resume_generation(), deadline)
+        return expected
 
     async def _recover(self, error: WeightUpdateError) -> None:
         """Close an update that broke off. Always raises; resumes when the old weights are still whole."""
@@ -192,6 +217,10 @@ class WeightUpdater:
             self._watchdog = None
         if self._lock.locked():
             self._lock.release()
+
+
+def _told(checksums: list[str | None]) -> str:
+    return ", ".join(sorted({str(checksum) for checksum in checksums}))
 
 
 def _now() -> float:

@@ -21,8 +21,7 @@ from transformers import AutoModelForImageTextToText
 from algorithms.schema import to_record_batch
 from learner.group import LearnerGroup, LearnerGroupError
 from tests.tiny_learner import as_samples, make_config, make_trajectories, noise_image, sample_table
-from weights.buckets import verify
-from weights.manifest import WeightManifest
+from weights.buckets import verify_bucket
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,9 +55,13 @@ def test_two_ranks_act_as_one(tiny_model: Path, config, tmp_path: Path) -> None:
             assert metrics["tokens/trained"] == sum(int(t.loss_mask.sum()) for t in [*pictured, *text])
             assert metrics["update/skipped"] == 0
 
-            manifest, references = await group.publish(1)
-            payloads = await asyncio.gather(*references)
-            verify(WeightManifest.from_dict(manifest), payloads)
+            shipment = await group.publish(1)
+            whole = await group.whole_weights()
+            assert whole.manifest == shipment.manifest and shipment.paths is not None
+            payloads = await asyncio.gather(*whole.payloads)
+            for bucket, payload, path in zip(shipment.manifest.buckets, payloads, shipment.paths, strict=True):
+                verify_bucket(bucket, payload, where=path)
+                assert Path(path).read_bytes() == payload.tobytes()
             assert len(payloads) > 1
 
             await group.save_checkpoint(str(tmp_path / "checkpoint"))
@@ -88,6 +91,7 @@ def test_two_ranks_act_as_one(tiny_model: Path, config, tmp_path: Path) -> None:
             assert time.monotonic() - begin < 30
             with pytest.raises(LearnerGroupError, match="isn't running"):
                 await group.update(shards, step=2)
+            assert not any(Path(path).exists() for path in shipment.paths), "files in shared memory must go with the group"
         finally:
             await group.close()
 

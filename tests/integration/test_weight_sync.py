@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,8 @@ import torch
 
 from actors.engine import Completion, EngineError, PromptRefusedError, RolloutEngine
 from tests.integration.tiny_models import DEVICE, MODEL, ROLLOUT, Judge, build, perturb, snapshot
-from weights.buckets import manifest_of, pack
+from tests.tiny_weights import publish_once
+from weights.buckets import manifest_of
 from weights.manifest import WeightUpdateError
 from weights.staging import StagedUpdate, StagingArea
 
@@ -34,19 +35,22 @@ class Served:
     runner: asyncio.Runner
     version: int = 0
 
-    def stage(self, version: int, *, leave_out: int | None = None) -> StagedUpdate:
-        buckets = list(pack(self.judge.named_parameters, version, 2 * 2**20))
+    def stage(self, version: int, *, leave_out: int | None = None, parameters: Mapping[str, torch.Tensor] | None = None) -> StagedUpdate:
+        weights = dict(self.judge.named_parameters) if parameters is None else parameters
+        publication = publish_once(weights.items(), version, 2 * 2**20, str(self.area.folder))
+        buckets, paths = list(publication.manifest.buckets), list(publication.paths)
         if leave_out is not None:
-            del buckets[leave_out]
-        return self.area.stage(manifest_of(version, [bucket for bucket, _ in buckets]), [payload for _, payload in buckets])
+            del buckets[leave_out], paths[leave_out]
+        return StagedUpdate(paths=tuple(paths), manifest=manifest_of(version, buckets))
 
     async def update(self, staged: StagedUpdate | None = None) -> None:
         staged = staged or self.stage(self.version + 1)
         try:
-            await self.engine.update_weights(staged, staged.manifest.version, timeout_s=30.0)
+            receipt = await self.engine.update_weights(staged, staged.manifest.version, timeout_s=30.0)
+            assert (receipt.version, receipt.checksum) == (staged.manifest.version, staged.manifest.checksum)
             self.version = staged.manifest.version
         finally:
-            self.area.discard(staged)
+            self.area.free(staged.paths)
 
     async def generate(self, **settings: object) -> list[Completion]:
         settings = {"n": 1, "temperature": 1.0, "max_tokens": 24, "seed": 1, **settings}
@@ -238,8 +242,7 @@ def test_update_that_breaks_off_while_loading_stops_service_until_a_whole_one(se
         parameters = dict(served.judge.named_parameters)
         name = "model.language_model.layers.1.self_attn.q_proj.weight"
         parameters[name] = parameters[name][:-1].clone()
-        buckets = list(pack(parameters.items(), served.version + 1, 2 * 2**20))
-        staged = served.area.stage(manifest_of(served.version + 1, [b for b, _ in buckets]), [p for _, p in buckets])
+        staged = served.stage(served.version + 1, parameters=parameters)
         with pytest.raises(WeightUpdateError, match="two versions"):
             await served.update(staged)
         with pytest.raises(EngineError, match="two versions"):

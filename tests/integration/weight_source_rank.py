@@ -10,6 +10,7 @@ import os
 import sys
 from datetime import timedelta
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -57,14 +58,16 @@ def main(rank: int, world_size: int, port: int, cases: list[dict], folder: str) 
 def run_case(rank: int, *, folder: str, stage: int, tied: bool, dtype: str) -> None:
     import deepspeed
 
-    from weights.buckets import manifest_of, pack, verify
+    from weights.buckets import verify_bucket
+    from weights.publisher import WeightPublisher
     from weights.source import DeepSpeedWeightSource
 
     torch.manual_seed(0)
     wrapper = Wrapper(Tied(tied))
+    wrapper.model.model["norm"].requires_grad_(False)
     engine, *_ = deepspeed.initialize(
         model=wrapper,
-        optimizer=torch.optim.AdamW(wrapper.parameters(), lr=1e-2),
+        optimizer=torch.optim.AdamW([p for p in wrapper.parameters() if p.requires_grad], lr=1e-2),
         config={
             "train_micro_batch_size_per_gpu": 1,
             "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
@@ -82,26 +85,31 @@ def run_case(rank: int, *, folder: str, stage: int, tied: bool, dtype: str) -> N
     metadata = source.metadata()
     if stage == 3:
         assert all(parameter.numel() == 0 for parameter in engine.module.parameters()), "stage 3 must have partitioned every parameter"
-    pairs = list(pack(source, 4, 1500))
-    again = list(pack(source, 5, 1500))
+    publisher = WeightPublisher(source, bucket_bytes=1500, sends=rank == 0, root=folder)
+    publication = publisher.publish(4, compare=True)
     if stage == 3:
         assert all(parameter.numel() == 0 for parameter in engine.module.parameters()), "gathered parameters must be given back"
         with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
             expected = {name: p.detach().clone() for name, p in engine.module.model.named_parameters()}
     else:
         expected = {name: p.detach().clone() for name, p in engine.module.model.named_parameters()}
+    again = publisher.publish(5, compare=True)
     if rank == 0:
-        manifest = manifest_of(4, [bucket for bucket, _ in pairs])
-        verify(manifest, [payload for _, payload in pairs])
-        assert [m.name for m in metadata] == list(manifest.names)
+        manifest = publication.manifest
         assert {m.name: m.shape for m in metadata} == manifest.shapes
         assert all(str(m.dtype) == f"torch.{dtype}" for m in metadata)
-        assert [len(payload) for _, payload in pairs] == [len(payload) for _, payload in again]
-        for index, (_, payload) in enumerate(pairs):
+        assert {m.name for m in metadata if m.frozen} == {name for b in manifest.buckets if b.frozen for name in b.names} == {
+            "model.norm.weight", "model.norm.bias"
+        }  # fmt: skip
+        assert set(again.parts) == {"same"} and again.base == manifest.checksum
+        for index, (bucket, path) in enumerate(zip(manifest.buckets, publication.paths, strict=True)):
+            payload = np.fromfile(path, dtype=np.uint8)
+            verify_bucket(bucket, payload, where=path)
             payload.tofile(f"{folder}/{index}.safetensors")
         torch.save(expected, f"{folder}/expected.pt")
     else:
-        assert pairs == again == []
+        assert publication is again is None
+    publisher.close()
     # A step after the gather: the parameters must be whole and trainable still.
     engine.backward(engine(ids).float().log_softmax(-1)[..., 0].mean())
     engine.step()

@@ -1,14 +1,17 @@
-"""Payloads are safetensors, bounded, bit-identical, and anything that is not what was sent is named."""
+"""Buckets are safetensors, bounded, bit-identical, and anything that is not what was sent is named."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load
 
-from weights.buckets import checksum, manifest_of, pack, verify
+from tests.tiny_weights import publish_once
+from weights.buckets import checksum, data_start, plan, verify_bucket
 from weights.manifest import WeightManifest, WeightUpdateError
+from weights.source import ParameterMetadata
 
 
 def tensors(dtype: torch.dtype = torch.float32) -> list[tuple[str, torch.Tensor]]:
@@ -17,106 +20,103 @@ def tensors(dtype: torch.dtype = torch.float32) -> list[tuple[str, torch.Tensor]
     return [(name, torch.randn(shape).to(dtype)) for name, shape in shapes.items()]
 
 
-def packed(bucket_bytes: int = 256, dtype: torch.dtype = torch.float32) -> tuple[WeightManifest, list[np.ndarray]]:
-    pairs = list(pack(tensors(dtype), 7, bucket_bytes))
-    return manifest_of(7, [bucket for bucket, _ in pairs]), [payload for _, payload in pairs]
+@pytest.fixture
+def packed(tmp_path: Path) -> tuple[WeightManifest, list[np.ndarray]]:
+    publication = publish_once(tensors(), 7, 256, str(tmp_path))
+    return publication.manifest, [np.fromfile(path, dtype=np.uint8) for path in publication.paths]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bucket_bytes", [1, 200, 10**6])
-def test_payloads_are_safetensors_with_the_same_bits(dtype: torch.dtype, bucket_bytes: int) -> None:
-    manifest, payloads = packed(bucket_bytes, dtype)
-    loaded = {name: tensor for payload in payloads for name, tensor in load(payload.tobytes()).items()}
+def test_files_are_safetensors_with_the_same_bits(dtype: torch.dtype, bucket_bytes: int, tmp_path: Path) -> None:
+    publication = publish_once(tensors(dtype), 7, bucket_bytes, str(tmp_path))
+    loaded = {name: tensor for path in publication.paths for name, tensor in load(Path(path).read_bytes()).items()}
     expected = dict(tensors(dtype))
-    assert list(manifest.names) == list(expected)
+    assert list(publication.manifest.names) == list(expected)
     assert loaded.keys() == expected.keys()
     for name, tensor in expected.items():
         assert loaded[name].dtype == dtype
         assert torch.equal(loaded[name], tensor)
-    verify(manifest, payloads)
+    for bucket, path in zip(publication.manifest.buckets, publication.paths, strict=True):
+        verify_bucket(bucket, Path(path).read_bytes(), where=path)
+
+
+def metadata(*rows: tuple[str, tuple[int, ...], torch.dtype, bool]) -> list[ParameterMetadata]:
+    return [ParameterMetadata(name, dtype, shape, frozen=frozen) for name, shape, dtype, frozen in rows]
 
 
 def test_buckets_stay_below_the_bound_except_for_a_larger_tensor_alone() -> None:
     # bytes in float32: 128, 12, 140, 0, 4, 512; bound 256
-    manifest, _ = packed(256)
-    assert [bucket.names for bucket in manifest.buckets] == [("a.weight", "b.bias"), ("c.weight", "empty", "scalar"), ("d.weight",)]
+    layouts = plan([ParameterMetadata(name, t.dtype, tuple(t.shape)) for name, t in tensors()], 256)
+    assert [[t.name for t in layout.tensors] for layout in layouts] == [
+        ["a.weight", "b.bias"],
+        ["c.weight", "empty", "scalar"],
+        ["d.weight"],
+    ]
 
 
-def test_only_one_bucket_of_tensors_is_asked_for_ahead() -> None:
-    asked = []
+def test_frozen_and_trained_parameters_and_number_formats_do_not_share_a_bucket() -> None:
+    single, half = torch.float32, torch.bfloat16
+    rows = metadata(("v.0", (2,), half, True), ("l.0", (2,), half, False), ("norm", (2,), single, False), ("v.1", (2,), half, True))
+    layouts = plan(rows, 10**6)
+    assert [([t.name for t in layout.tensors], layout.frozen) for layout in layouts] == [
+        (["v.0", "v.1"], True),
+        (["l.0"], False),
+        (["norm"], False),
+    ]
 
-    def source():
-        for name, tensor in tensors():
-            asked.append(name)
-            yield name, tensor
 
-    next(iter(pack(source(), 1, 256)))
-    assert asked == ["a.weight", "b.bias", "c.weight"]
+def test_data_start_is_where_the_layout_puts_the_first_tensor(packed: tuple[WeightManifest, list[np.ndarray]]) -> None:
+    manifest, payloads = packed
+    first = dict(tensors())["a.weight"].numpy().tobytes()
+    start = data_start(manifest.buckets[0])
+    assert payloads[0][start : start + len(first)].tobytes() == first
 
 
-def test_views_and_noncontiguous_tensors_are_packed_by_value() -> None:
+def test_views_and_noncontiguous_tensors_are_copied_by_value(tmp_path: Path) -> None:
     base = torch.arange(12.0).reshape(3, 4)
-    ((_, payload),) = pack([("t", base.t()), ("s", base[1:, ::2])], 1, 10**6)
-    loaded = load(payload.tobytes())
+    publication = publish_once([("t", base.t()), ("s", base[1:, ::2])], 1, 10**6, str(tmp_path))
+    loaded = load(Path(publication.paths[0]).read_bytes())
     assert torch.equal(loaded["t"], base.t())
     assert torch.equal(loaded["s"], base[1:, ::2])
 
 
 def test_other_dtypes_are_refused() -> None:
     with pytest.raises(WeightUpdateError, match=r"x is torch.float16"):
-        list(pack([("x", torch.zeros(2, dtype=torch.float16))], 1, 100))
+        plan(metadata(("x", (2,), torch.float16, False)), 100)
 
 
-def test_checksum_is_crc32() -> None:
-    assert checksum(b"123456789") == "cbf43926"  # the check value of the CRC-32 that zip files use
+def test_checksum_is_xxh3() -> None:
+    assert checksum(b"") == "2d06800538d394c2"  # of nothing, seed 0: XXH3's published test vector
 
 
-def test_missing_bucket_is_counted() -> None:
-    manifest, payloads = packed()
-    with pytest.raises(WeightUpdateError, match="3 buckets were sent, 2 arrived"):
-        verify(manifest, payloads[:-1])
+def test_cut_payload_is_told_in_bytes(packed: tuple[WeightManifest, list[np.ndarray]]) -> None:
+    manifest, payloads = packed
+    with pytest.raises(WeightUpdateError, match=r"here: \d+ bytes were sent, \d+ arrived"):
+        verify_bucket(manifest.buckets[1], payloads[1][:-1], where="here")
 
 
-def test_cut_payload_is_told_in_bytes() -> None:
-    manifest, payloads = packed()
-    with pytest.raises(WeightUpdateError, match=r"version 7, bucket 1: \d+ bytes were sent, \d+ arrived"):
-        verify(manifest, [payloads[0], payloads[1][:-1], payloads[2]])
-
-
-def test_flipped_bit_is_found() -> None:
-    manifest, payloads = packed()
+def test_flipped_bit_is_found(packed: tuple[WeightManifest, list[np.ndarray]]) -> None:
+    manifest, payloads = packed
     payloads[2][-1] ^= 1
-    with pytest.raises(WeightUpdateError, match="bucket 2: the checksum is"):
-        verify(manifest, payloads)
+    with pytest.raises(WeightUpdateError, match="here: the checksum is"):
+        verify_bucket(manifest.buckets[2], payloads[2], where="here")
 
 
-def test_swapped_payloads_are_found() -> None:
-    manifest, payloads = packed()
-    with pytest.raises(WeightUpdateError, match="bucket 0"):
-        verify(manifest, [payloads[1], payloads[0], payloads[2]])
-
-
-def test_names_that_differ_from_the_payload_s_own_are_found() -> None:
-    manifest, payloads = packed()
-    first = dataclasses.replace(manifest.buckets[0], names=("a.weight", "z.bias"))
-    renamed = dataclasses.replace(manifest, buckets=(first, *manifest.buckets[1:]))
+def test_names_that_differ_from_the_payload_s_own_are_found(packed: tuple[WeightManifest, list[np.ndarray]]) -> None:
+    manifest, payloads = packed
+    renamed = dataclasses.replace(manifest.buckets[0], names=("a.weight", "z.bias"))
     with pytest.raises(WeightUpdateError, match=r"header and manifest differ in b.bias, z.bias"):
-        verify(renamed, payloads)
+        verify_bucket(renamed, payloads[0], where="here")
 
 
-def test_payload_that_is_no_safetensors_is_found() -> None:
-    manifest, payloads = packed()
+def test_payload_that_is_no_safetensors_is_found(packed: tuple[WeightManifest, list[np.ndarray]]) -> None:
     garbage = np.full(64, 255, dtype=np.uint8)
-    bucket = dataclasses.replace(manifest.buckets[0], nbytes=64, checksum=checksum(garbage))
+    bucket = dataclasses.replace(packed[0].buckets[0], nbytes=64, checksum=checksum(garbage))
     with pytest.raises(WeightUpdateError, match="not a safetensors payload"):
-        verify(dataclasses.replace(manifest, buckets=(bucket, *manifest.buckets[1:])), [garbage, *payloads[1:]])
-
-
-def test_bytes_and_memoryviews_verify_too() -> None:
-    manifest, payloads = packed()
-    verify(manifest, [payloads[0].tobytes(), memoryview(payloads[1]), bytearray(payloads[2])])
+        verify_bucket(bucket, garbage, where="here")
 
 
 def test_bucket_size_must_be_positive() -> None:
     with pytest.raises(ValueError, match="bucket_bytes must be positive, got 0"):
-        list(pack(tensors(), 1, 0))
+        plan([], 0)

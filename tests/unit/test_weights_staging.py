@@ -1,81 +1,65 @@
 """Staged files are whole, private and gone afterwards, also those of a process that was killed."""
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
 
-from weights.buckets import manifest_of, pack
-from weights.manifest import WeightManifest, WeightUpdateError
-from weights.staging import StagingArea, remove_abandoned
+from weights.manifest import WeightUpdateError
+from weights.staging import StagingArea, remove_abandoned, shared_memory_root
 
 
-def update(version: int = 1) -> tuple[WeightManifest, list[np.ndarray]]:
-    pairs = list(pack([("a", torch.ones(100)), ("b", torch.zeros(100))], version, 400))
-    return manifest_of(version, [bucket for bucket, _ in pairs]), [payload for _, payload in pairs]
-
-
-def test_files_hold_the_payloads_and_are_the_owner_s_only(tmp_path: Path) -> None:
-    manifest, payloads = update()
+def test_files_are_memory_that_only_their_owner_can_read(tmp_path: Path) -> None:
     with StagingArea(str(tmp_path)) as area:
-        staged = area.stage(manifest, payloads)
-        assert [Path(path).read_bytes() for path in staged.paths] == [payload.tobytes() for payload in payloads]
-        assert staged.manifest == manifest
-        for path in staged.paths:
+        paths, memory = area.allocate("mirror", [100, 7])
+        memory[1][:] = range(7)
+        assert [os.path.getsize(path) for path in paths] == [100, 7]
+        assert Path(paths[1]).read_bytes() == bytes(range(7))
+        for path in paths:
             assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+            assert os.stat(path).st_blocks > 0, "reserved, so that writing cannot run out of memory"
         assert stat.S_IMODE(os.stat(area.folder).st_mode) == 0o700
 
 
-def test_discard_removes_one_update_and_close_the_rest(tmp_path: Path) -> None:
+def test_free_removes_some_files_and_close_the_rest(tmp_path: Path) -> None:
     area = StagingArea(str(tmp_path))
-    first, second = area.stage(*update(1)), area.stage(*update(2))
-    area.discard(first)
-    area.discard(first)
-    assert not any(os.path.exists(path) for path in first.paths)
-    assert all(os.path.exists(path) for path in second.paths)
+    (first, _), (second, _) = area.allocate("mirror", [10]), area.allocate("mirror", [10])
+    area.free(first)
+    area.free(first)
+    assert not os.path.exists(first[0]) and os.path.exists(second[0])
     area.close()
     area.close()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_wrong_bucket_leaves_nothing_behind(tmp_path: Path) -> None:
-    manifest, payloads = update()
-    payloads[1][-1] ^= 1
-    with StagingArea(str(tmp_path)) as area:
-        with pytest.raises(WeightUpdateError, match="bucket 1: the checksum is"):
-            area.stage(manifest, payloads)
-        assert list(area.folder.glob("**/*.safetensors")) == []
-        with pytest.raises(WeightUpdateError, match="2 buckets were sent, 1 arrived"):
-            area.stage(manifest, payloads[:1])
-
-
-def test_same_version_can_be_staged_again(tmp_path: Path) -> None:
-    with StagingArea(str(tmp_path)) as area:
-        first, again = area.stage(*update()), area.stage(*update())
-        assert set(first.paths).isdisjoint(again.paths)
-
-
-def test_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_room(*_: object) -> Path:
+def test_no_room_is_told_and_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("weights.staging._write", no_room)
+    monkeypatch.setattr("weights.staging.os.posix_fallocate", no_room)
     with StagingArea(str(tmp_path)) as area:
-        with pytest.raises(WeightUpdateError, match=r"cannot stage \d+ bytes of version 1 .*No space left"):
-            area.stage(*update())
-        assert list(area.folder.glob("v1-*")) == []
+        with pytest.raises(WeightUpdateError, match=r"cannot stage 30 bytes of weights in .*No space left"):
+            area.allocate("mirror", [10, 20])
+        assert list(area.folder.glob("mirror-*")) == []
+
+
+def test_shared_memory_without_room_is_left_for_the_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = shared_memory_root()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=64 * 2**20))
+    assert shared_memory_root(2**20) == root
+    assert shared_memory_root(2**30) != Path("/dev/shm")
 
 
 def test_folder_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
     with StagingArea(str(tmp_path)) as living:
-        staged = living.stage(*update())
+        paths, _ = living.allocate("mirror", [10])
         with StagingArea(str(tmp_path)):
-            assert all(os.path.exists(path) for path in staged.paths)
+            assert os.path.exists(paths[0])
 
 
 def test_folder_of_a_killed_process_is_removed_by_the_next(tmp_path: Path) -> None:

@@ -1,0 +1,87 @@
+"""A receiver's own copy of the published weights, for a rollout actor that can't read the learner's: whole once, then kept by changes.
+
+Owns the copy. Must not know vLLM, DeepSpeed, Ray or how the parts arrive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weights.buckets import WORDS, Payload, as_bytes, data_start
+from weights.changes import apply_changes
+from weights.manifest import BaseMismatchError, BucketManifest, Part, Shipment, WeightManifest, WeightUpdateError
+from weights.staging import StagedUpdate, StagingArea
+
+
+class WeightMirror:
+    """The files of one receiver.
+
+    Args:
+        area: where they are.
+    """
+
+    def __init__(self, area: StagingArea) -> None:
+        self._area = area
+        self._manifest: WeightManifest | None = None  # of what the files hold; None: nothing that changes could be applied to
+        self._layout: WeightManifest | None = None  # of the files
+        self._paths: tuple[str, ...] = ()
+        self._memory: list[NDArray[np.uint8]] = []
+
+    def take(self, shipment: Shipment, payloads: Sequence[Payload | None]) -> StagedUpdate:
+        """Bring the copy to a version. Whether it is that version is for the engine's process to verify, before it loads anything.
+
+        Args:
+            shipment: of parts.
+            payloads: its payloads as bytes.
+
+        Returns:
+            The files, which stay the mirror's.
+
+        Raises:
+            BaseMismatchError: when the copy is not what the parts refer to; nothing has changed.
+            WeightUpdateError: when a part is missing or is not what it says, or there is no room; the copy is of no use until a whole one.
+        """
+        manifest, base, parts = shipment.manifest, shipment.base, shipment.parts
+        where = f"update to version {manifest.version}"
+        if not len(parts) == len(payloads) == len(manifest.buckets):
+            raise WeightUpdateError(f"{where}: {len(manifest.buckets)} buckets were sent, {len(payloads)} arrived")
+        if base is not None:
+            held = self._manifest.checksum if self._manifest is not None else "nothing"
+            if held != base or self._layout is None or not manifest.same_layout(self._layout):
+                raise BaseMismatchError(f"{where}: the changes are to weights of checksum {base}, here is {held}")
+        elif any(part is not Part.whole for part in parts):
+            raise WeightUpdateError(f"{where}: changes came without the checksum of the weights that they refer to")
+        elif self._layout is None or not manifest.same_layout(self._layout):
+            self._allocate(manifest)
+        self._manifest = None
+        for index, (bucket, part, payload) in enumerate(zip(manifest.buckets, parts, payloads, strict=True)):
+            self._take_part(bucket, part, payload, index, where=f"{where}, bucket {index}")
+        self._manifest = manifest
+        return StagedUpdate(paths=self._paths, manifest=manifest)
+
+    def forget(self) -> None:
+        """Ask for a whole version next time: what is here has been found to be wrong."""
+        self._manifest = None
+
+    def _allocate(self, manifest: WeightManifest) -> None:
+        self._area.free(self._paths)
+        self._layout, self._paths, self._memory = None, (), []
+        self._paths, self._memory = self._area.allocate("mirror", [bucket.nbytes for bucket in manifest.buckets])
+        self._layout = manifest
+
+    def _take_part(self, bucket: BucketManifest, part: Part, payload: Payload | None, index: int, *, where: str) -> None:
+        if part is Part.same:
+            return
+        if payload is None:
+            raise WeightUpdateError(f"{where}: nothing arrived")
+        data = np.frombuffer(as_bytes(payload), dtype=np.uint8)
+        if part is Part.changes:
+            words = self._memory[index][data_start(bucket) :].view(WORDS[bucket.dtypes[0]])
+            apply_changes(words, data, where=where)
+        elif data.nbytes != bucket.nbytes:
+            raise WeightUpdateError(f"{where}: {bucket.nbytes} bytes were sent, {data.nbytes} arrived")
+        else:
+            np.copyto(self._memory[index], data)

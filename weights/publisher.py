@@ -1,0 +1,228 @@
+"""The learner's end: a version is copied out of training, compared with the one before, and lies ready for whoever needs it.
+
+Rank 0 keeps the last published version as safetensors files in shared memory. Engines on its node read them where they are; others get
+what has changed, or everything. Owns those files. Must not know vLLM, DeepSpeed, Ray or who the receivers are.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import xxhash
+from numpy.typing import NDArray
+
+from weights.buckets import CHUNK_BYTES, WORDS, BucketLayout, Place, as_bytes, manifest_of, plan, tensor_bytes
+from weights.changes import Words, pack_changes, payload_bytes
+from weights.manifest import Part, WeightManifest, WeightUpdateError
+from weights.source import ParameterMetadata
+from weights.staging import StagingArea, shared_memory_root
+
+WORTHWHILE = 0.5
+"""A bucket whose changes take more than this share of its bytes travels whole: comparing and applying cost as much as copying then."""
+
+
+class Source(Protocol):
+    """What DeepSpeedWeightSource is to this module."""
+
+    def metadata(self) -> list[ParameterMetadata]:
+        """All tensors."""
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """All tensors; a collective."""
+
+    def trained(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Those that are not frozen; a collective."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Publication:
+    """A version that lies ready."""
+
+    manifest: WeightManifest
+    paths: tuple[str, ...]  # its buckets in shared memory; valid until the next publication
+    base: str | None  # checksum of the version that the parts refer to; None: there are no parts
+    parts: tuple[Part, ...]  # one a bucket, or none
+    payloads: tuple[NDArray[np.uint8] | None, ...]  # of the parts: what has changed, or the whole bucket, or None
+
+
+class WeightPublisher:
+    """Publishes versions of one model; on ranks other than 0 it only takes part in the gathering.
+
+    Args:
+        source: of this rank's weights.
+        bucket_bytes: bound on a bucket.
+        sends: whether this is rank 0.
+        root: where the files go; None: shared memory, or the temporary folder when it has no room for the model.
+    """
+
+    def __init__(self, source: Source, *, bucket_bytes: int, sends: bool, root: str | None = None) -> None:
+        self._source = source
+        self._bucket_bytes = bucket_bytes
+        self._sends = sends
+        self._root = root
+        self._files: _Files | None = None
+        self._frozen_sent = False
+        self._manifest: WeightManifest | None = None  # of what the files hold; None while they are being written
+        self._lock = threading.Lock()
+
+    def publish(self, version: int, *, compare: bool) -> Publication | None:
+        """Copy the weights out of training; every rank calls it at the same time.
+
+        Frozen parameters are gathered and copied the first time only.
+
+        Args:
+            version: policy version that they are.
+            compare: find out what has changed since the version before; costs as much as copying once more.
+
+        Returns:
+            On rank 0 the version; None elsewhere.
+
+        Raises:
+            WeightUpdateError: when there is no room for the files.
+        """
+        stream = self._source.trained() if self._frozen_sent else iter(self._source)
+        if not self._sends:
+            for _ in stream:
+                pass
+            self._frozen_sent = True
+            return None
+        with self._lock:
+            if self._files is None:
+                self._files = _Files(plan(self._source.metadata(), self._bucket_bytes), self._root)
+            before, self._manifest = self._manifest, None
+            found = self._files.write(stream, before if compare else None)
+            buckets = [layout.manifest(digest) for layout, digest in zip(self._files.layouts, self._files.digests, strict=True)]
+            self._manifest = manifest = manifest_of(version, buckets)
+            self._frozen_sent = True
+        return Publication(
+            manifest=manifest,
+            paths=self._files.paths,
+            base=before.checksum if before is not None and compare else None,
+            parts=tuple(part for part, _ in found),
+            payloads=tuple(payload for _, payload in found),
+        )
+
+    def whole(self) -> tuple[WeightManifest, list[NDArray[np.uint8]]]:
+        """The last published version, for a receiver that can't use changes; no collective, may be called from another thread.
+
+        Returns:
+            Its manifest and the buckets' memory, which the next publication overwrites.
+
+        Raises:
+            WeightUpdateError: when nothing has been published.
+        """
+        with self._lock:
+            if self._files is None or self._manifest is None:
+                raise WeightUpdateError("no version has been published")
+            return self._manifest, list(self._files.memory)
+
+    def close(self) -> None:
+        """Remove the files; safe to call twice."""
+        if self._files is not None:
+            self._files.area.close()
+
+
+class _Files:
+    """The buckets of one model in shared memory."""
+
+    def __init__(self, layouts: list[BucketLayout], root: str | None) -> None:
+        self.layouts = layouts
+        needed = sum(layout.nbytes for layout in layouts)
+        self.area = StagingArea(str(shared_memory_root(needed)) if root is None else root)
+        self.paths, self.memory = self.area.allocate("published", [layout.nbytes for layout in layouts])
+        self.digests = [""] * len(layouts)
+        self._places: dict[str, Place] = {}
+        for index, layout in enumerate(layouts):
+            self.memory[index][: len(layout.header)] = np.frombuffer(layout.header, dtype=np.uint8)
+            self._places.update(layout.places(index))
+
+    def write(
+        self, stream: Iterator[tuple[str, torch.Tensor]], before: WeightManifest | None
+    ) -> list[tuple[Part, NDArray[np.uint8] | None]]:
+        """Copy the stream's tensors to their places and note each bucket's new checksum.
+
+        Args:
+            stream: whole buckets, each in its order.
+            before: what the files hold; None: nothing is compared.
+
+        Returns:
+            What each bucket has become, when something is compared.
+        """
+        writers = [_BucketWriter(layout, memory) for layout, memory in zip(self.layouts, self.memory, strict=True)]
+        for name, tensor in stream:
+            place = self._places[name]
+            data = tensor_bytes(tensor)
+            if data.nbytes != place.nbytes:
+                raise WeightUpdateError(f"{name} has {data.nbytes} bytes, its place {place.nbytes}")
+            writers[place.bucket].add(place.start, data, compare=before is not None)
+        for index, writer in enumerate(writers):
+            if writer.started:
+                if writer.position != self.layouts[index].nbytes:
+                    raise WeightUpdateError(f"bucket {index} ended at byte {writer.position} of {self.layouts[index].nbytes}")
+                self.digests[index] = writer.digest()
+        if before is None:
+            return []
+        return [
+            writer.part(unchanged=digest == bucket.checksum)
+            for writer, digest, bucket in zip(writers, self.digests, before.buckets, strict=True)
+        ]
+
+
+class _BucketWriter:
+    """Writes one bucket from front to end: hashes what comes, compares it with what is there, replaces it."""
+
+    def __init__(self, layout: BucketLayout, memory: NDArray[np.uint8]) -> None:
+        self._memory = memory
+        self._word = np.dtype(WORDS[layout.dtype])
+        self._data_start = self.position = len(layout.header)
+        self._length = (layout.nbytes - len(layout.header)) // self._word.itemsize
+        self._hash = xxhash.xxh3_64(layout.header)
+        self._positions: list[NDArray[np.int64]] = []
+        self._values: list[Words] = []
+        self._num_changes = 0
+        self.started = False
+
+    def add(self, start: int, data: NDArray[np.uint8], *, compare: bool) -> None:
+        """Take the next tensor's bytes."""
+        self.started = True
+        if start != self.position:
+            raise WeightUpdateError(f"a tensor for byte {start} of a bucket came at byte {self.position}")
+        for offset in range(0, data.nbytes, CHUNK_BYTES):
+            chunk = data[offset : offset + CHUNK_BYTES]
+            self._hash.update(as_bytes(chunk))
+            target = self._memory[self.position : self.position + chunk.nbytes]
+            if compare and self._worthwhile():
+                self._replace_changed(target.view(self._word), chunk.view(self._word))
+            else:
+                np.copyto(target, chunk)
+            self.position += chunk.nbytes
+
+    def digest(self) -> str:
+        """Checksum of the file."""
+        return self._hash.hexdigest()
+
+    def part(self, *, unchanged: bool) -> tuple[Part, NDArray[np.uint8] | None]:
+        """How the bucket travels to a receiver that holds what was there before."""
+        if unchanged:
+            return Part.same, None
+        if not self._worthwhile():
+            return Part.whole, self._memory
+        return Part.changes, pack_changes(self._length, np.concatenate(self._positions), np.concatenate(self._values))
+
+    def _replace_changed(self, old: Words, new: Words) -> None:
+        changed = np.flatnonzero(old != new)
+        if not len(changed):
+            return
+        values = new[changed]
+        old[changed] = values
+        self._positions.append(changed + (self.position - self._data_start) // self._word.itemsize)
+        self._values.append(values)
+        self._num_changes += len(changed)
+
+    def _worthwhile(self) -> bool:
+        return payload_bytes(self._length, self._num_changes, self._word.itemsize) <= WORTHWHILE * self._memory.nbytes
