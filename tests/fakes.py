@@ -13,6 +13,7 @@ from algorithms.advantages import group_advantages
 from algorithms.schema import from_arrow, to_record_batch
 from algorithms.types import ImageRef, Prompt, RolloutGroup, Segment, Trajectory, VersionSpan
 from cluster.fleet import BusyClock
+from cluster.transport import SyncReport
 from conf.schema import ReplayConfig
 from replay.buffer import ReplayBuffer
 from replay.limiter import FreshGroupLimiter
@@ -260,8 +261,8 @@ class TickingLearner:
             await asyncio.sleep(0)
         return {}
 
-    async def deliver(self, version: int) -> float:
+    async def deliver(self, version: int) -> SyncReport:
         """As a WeightTransport's."""
         await asyncio.sleep(0)
         self._fleet.version = version
-        return 0.0
+        return SyncReport(paused_s=0.0, sent_bytes=0, num_replicas=1)
