@@ -5,7 +5,7 @@ Owns the layout and both conversions. Must not know Ray, torch, the engines or c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -71,6 +71,35 @@ def check_schema(schema: pa.Schema) -> None:
     version = metadata.get(b"rethinker.schema_version", b"none").decode()
     if metadata.get(b"rethinker.schema") != b"trajectory" or version != str(SCHEMA_VERSION):
         raise ValueError(f"not a trajectory schema of version {SCHEMA_VERSION}: found version {version}, columns {schema.names}")
+
+
+_IMAGE_KEY = b"rethinker.image."
+
+
+def attach_images(table: pa.Table, images: Mapping[str, bytes]) -> pa.Table:
+    """Let images travel with the rows that show them, each once.
+
+    Args:
+        table: with this schema's metadata.
+        images: a file's bytes by their SHA-256.
+
+    Returns:
+        The same rows; the images are in the schema's metadata.
+    """
+    return table.replace_schema_metadata({**table.schema.metadata, **{_IMAGE_KEY + name.encode(): images[name] for name in sorted(images)}})
+
+
+def attached_images(table: pa.Table) -> dict[str, bytes]:
+    """Read the images that travel with rows; the inverse of attach_images.
+
+    Args:
+        table: of SAMPLE_SCHEMA.
+
+    Returns:
+        A file's bytes by their SHA-256; images that were inserted as paths only are not among them.
+    """
+    metadata = table.schema.metadata or {}
+    return {key.removeprefix(_IMAGE_KEY).decode(): value for key, value in metadata.items() if key.startswith(_IMAGE_KEY)}
 
 
 def to_record_batch(trajectories: Iterable[Trajectory]) -> pa.RecordBatch:

@@ -14,7 +14,7 @@ from pathlib import Path
 from conf.data_checks import data_rules
 from conf.loading import ConfigError
 from conf.resources import resources_needed
-from conf.schema import BehaviorWeight, Config, Device, LossWeight, ProximalKind, ReplayMode
+from conf.schema import AdvantageKind, BehaviorWeight, Config, Device, LossWeight, ProximalKind, ReplayMode
 from conf.staleness import staleness_bound
 
 MIN_OBJECT_STORE_BYTES = 80 * 1024**2  # Ray refuses less than 75 MiB
@@ -80,8 +80,9 @@ def check(config: Config, *, paths: bool = True) -> None:
     Raises:
         ConfigError: with the sentence of the first broken rule.
     """
-    rules = (_ranges, _run, _sampling, _algorithm, _priorities, _replay, _tokens, _rollout, _learner, data_rules, _model, _cluster)
-    _refuse(config, (*rules, _evaluation, *([_paths] if paths else [])))
+    training = (_sampling, _algorithm, _priorities, _replay, _replay_parts, _tokens, _rollout, _learner, data_rules, _model)
+    rules = (_ranges, _run, *training, _cluster, _evaluation)
+    _refuse(config, (*rules, *([_paths] if paths else [])))
 
 
 def check_evaluation(config: Config, *, paths: bool = True) -> None:
@@ -187,6 +188,8 @@ _BOUNDS = {  # lowest and highest value, both allowed
     "model.max_images_per_prompt": (0, INFINITY),
     "replay.importance_exponent": (0.0, INFINITY),
     "replay.max_age": (0, INFINITY),
+    "replay.max_times_sampled": (1, INFINITY),
+    "replay.min_size": (1, INFINITY),
     "replay.max_trajectories": (1, INFINITY),
     "replay.priority_exponent": (0.0, INFINITY),
     "reward.grader_processes": (1, INFINITY),
@@ -294,8 +297,37 @@ def _replay(config: Config, at: _Speaker) -> Iterator[str]:
             f"{at('replay.max_age')} leaves {at('replay.mode')} nothing older to draw from; with {at('algorithm.max_staleness')} it needs"
             f" at least {max(1, staleness)}."
         )
-    if replay.mode is ReplayMode.fresh and not replay.age_decay_steps > 0:
+    if replay.mode in (ReplayMode.fresh, ReplayMode.prioritized) and not replay.age_decay_steps > 0:
         yield f"{at('replay.age_decay_steps')} is the time constant of {at('replay.mode')}, expected more than 0."
+
+
+def _replay_parts(config: Config, at: _Speaker) -> Iterator[str]:
+    """Limits of reuse and of the ratio, which only some modes have a place for."""
+    replay = config.replay
+    if replay.mode in (ReplayMode.none, ReplayMode.filter, ReplayMode.episode):
+        for key, is_set in (("max_times_sampled", replay.max_times_sampled is not None), ("priority_refresh", replay.priority_refresh)):
+            if is_set:
+                yield f"{at(f'replay.{key}')} is for trajectories that stay, but {at('replay.mode')} keeps none beyond its step."
+    if replay.priority_refresh and config.algorithm.advantage is not AdvantageKind.mean:
+        yield f"{at('replay.priority_refresh')} subtracts a newer mean reward, which is not what {at('algorithm.advantage')} does."
+    if replay.mode is not ReplayMode.prioritized:
+        for key, is_set in (("min_size", replay.min_size > 1), ("samples_per_insert", replay.samples_per_insert is not None)):
+            if is_set:
+                yield f"{at(f'replay.{key}')} paces draws by what was inserted, but {at('replay.mode')} paces them by whole steps."
+    if replay.min_size > replay.max_trajectories:
+        yield f"{at('replay.min_size')} is above {at('replay.max_trajectories')}: no draw could ever be made."
+    if (replay.samples_per_insert is None) != (replay.samples_per_insert_error is None):
+        yield f"{at('replay.samples_per_insert')} and {at('replay.samples_per_insert_error')} are set together or not at all."
+    if replay.samples_per_insert is not None and replay.samples_per_insert_error is not None:
+        if not replay.samples_per_insert > 0:
+            yield f"{at('replay.samples_per_insert')} would shut the door for draws, expected more than 0."
+        draws, inserts = batch_size(config) * config.algorithm.updates_per_step, trajectories_per_step(config)
+        budget = (draws + inserts * replay.samples_per_insert) / 2
+        if replay.samples_per_insert_error < budget:
+            yield (
+                f"{at('replay.samples_per_insert_error')} could shut both doors at once: a step draws {draws} and inserts up to {inserts},"
+                f" so with {at('replay.samples_per_insert')} it needs at least {budget:g}."
+            )
 
 
 def _tokens(config: Config, at: _Speaker) -> Iterator[str]:

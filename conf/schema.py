@@ -19,6 +19,15 @@ class ReplayMode(str, Enum):
     episode = "episode"  # SSR as the paper tells it: |A|^alpha draws with replacement from this step
     fifo = "fifo"  # SSR as the authors' code did it: half fresh, half from a queue of half a step
     fresh = "fresh"  # every fresh trajectory with a signal, the rest |A|^alpha exp(-age / tau) from older versions
+    prioritized = "prioritized"  # plain prioritised replay: anything there, |A|^alpha exp(-age / tau), from its arrival on
+
+
+class ReplayRemover(str, Enum):
+    """Who leaves first when a full buffer needs room."""
+
+    oldest = "oldest"
+    stalest = "stalest"  # by the oldest policy version that sampled one of its tokens
+    lowest_priority = "lowest_priority"
 
 
 class AdvantageKind(str, Enum):
@@ -202,8 +211,15 @@ class ReplayConfig:
     priority_exponent: float = 1.0  # alpha
     importance_exponent: float = 0.0  # beta of (1 / (N P))^beta, used by algorithm.loss_weight=corrected
     max_trajectories: int = 65536
-    age_decay_steps: float = 500.0  # tau, in policy versions (mode fresh)
+    max_bytes: int = 8589934592  # of trajectories and images
+    remover: ReplayRemover = ReplayRemover.oldest  # makes room when one of the two is reached
+    max_times_sampled: int | None = None  # draws of a trajectory in its life (modes that keep trajectories); null: no limit
+    priority_refresh: bool = False  # a newer group of the same prompt gives stored advantages a newer baseline
+    age_decay_steps: float = 500.0  # tau, in policy versions (modes fresh and prioritized)
     max_age: int = 8  # nothing older is drawn, in policy versions (mode fresh)
+    min_size: int = 1  # trajectories before the first draw (mode prioritized)
+    samples_per_insert: float | None = None  # draws for one insert, kept by making either wait (mode prioritized); null: no rule
+    samples_per_insert_error: float | None = None  # error budget: how many draws ahead or behind that ratio; set with it
     timeout_s: float = 600.0  # how long a draw waits for fresh groups, and an insert for room
 
 

@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import numpy as np
@@ -57,14 +58,21 @@ class ReplayActor:
 
     @ray.method(concurrency_group="data")
     async def insert(
-        self, batch: pa.RecordBatch, *, turns: Mapping[str, int] | None = None, timeout_s: float | None = None
+        self,
+        batch: pa.RecordBatch,
+        *,
+        turns: Mapping[str, int] | None = None,
+        images: Mapping[str, bytes] | None = None,
+        timeout_s: float | None = None,
     ) -> InsertReceipt:
         """Wait for room, take in whole rollout groups and wake the samples that wait for them; see ReplayBuffer.insert.
 
         Args:
             batch: of TRAJECTORY_SCHEMA.
             turns: of its groups, by id; None: they are consumed in the order of arrival.
-            timeout_s: how long to wait while rows that no step has consumed fill the buffer; None: ``replay.timeout_s``.
+            images: bytes by SHA-256, of images that are not to stay a path.
+            timeout_s: how long to wait while rows that no step has consumed fill the buffer, or draws must come first; None:
+                ``replay.timeout_s``.
 
         Returns:
             What was new.
@@ -74,8 +82,16 @@ class ReplayActor:
             ReplayFullError: when the batch alone is larger than the buffer.
         """
         rows, deadline_s = batch.num_rows, self._config.timeout_s if timeout_s is None else timeout_s
-        async with self._limiter.room(lambda: self._buffer.has_room(rows), num_trajectories=rows, timeout_s=deadline_s):
-            receipt = self._buffer.insert(batch, turns)
+        num_bytes = batch.nbytes + sum(map(len, (images or {}).values()))
+        if self._buffer.size >= self._config.min_size and self._buffer.ratio.never(inserts=rows):
+            raise ValueError(f"{rows} trajectories in one insert are more than the error budget can ever let in: {self._buffer.ratio}")
+        async with self._limiter.room(
+            lambda: self._buffer.has_room(rows, num_bytes) and self._buffer.ratio.may_insert(rows, size=self._buffer.size),
+            num_trajectories=rows,
+            timeout_s=deadline_s,
+            describe=self._why_shut if self._config.samples_per_insert is not None else None,
+        ):
+            receipt = self._buffer.insert(batch, turns, images)
             self._stats = self._buffer.stats()
         return receipt
 
@@ -83,25 +99,25 @@ class ReplayActor:
     async def sample(
         self,
         *,
-        num_updates: int,
         batch_size: int,
-        num_shards: int,
-        policy_version: int,
-        num_groups: int,
+        num_updates: int = 1,
+        num_shards: int = 1,
+        policy_version: int | None = None,
+        num_groups: int = 0,
         max_staleness: int | None = None,
         timeout_s: float | None = None,
     ) -> tuple[dict[str, float] | pa.Table, ...]:
-        """Wait for fresh groups, then draw; see ReplayBuffer.sample.
+        """Wait for what the draws need, then draw; see ReplayBuffer.sample.
 
         Call it as ``replay.sample.options(num_returns=1 + num_shards).remote(...)``: every rank's rows are an object of their own, so
         that a driver can pass the references on without ever holding the rows.
 
         Args:
-            num_updates: optimizer updates of the step.
             batch_size: trajectories per update.
+            num_updates: optimizer updates of the step.
             num_shards: D, ranks of the learner.
-            policy_version: of the learner.
-            num_groups: fresh groups to wait for and consume.
+            policy_version: of the learner; None: the newest of the table's rows.
+            num_groups: fresh groups to wait for and consume; 0: wait for rows that can be drawn without.
             max_staleness: in versions; older groups are counted and not drawn.
             timeout_s: how long to wait; None: ``replay.timeout_s``.
 
@@ -109,10 +125,13 @@ class ReplayActor:
             The statistics, then D tables of SAMPLE_SCHEMA.
 
         Raises:
-            TimeoutError: when the groups don't come in time; nothing is consumed.
+            TimeoutError: when the groups or rows don't come in time; nothing is consumed.
         """
         deadline_s = self._config.timeout_s if timeout_s is None else timeout_s
-        async with self._limiter.fresh_groups(num_groups, timeout_s=deadline_s):
+        num_rows = batch_size * num_updates
+        if self._buffer.ratio.never(samples=num_rows):
+            raise ValueError(f"{num_rows} draws at once are more than the error budget can ever let out: {self._buffer.ratio}")
+        async with self._gate(num_rows, num_groups, deadline_s):
             sample = self._buffer.sample(
                 num_updates=num_updates,
                 batch_size=batch_size,
@@ -122,12 +141,34 @@ class ReplayActor:
                 max_staleness=max_staleness,
             )
             self._stats = self._buffer.stats()
-        if self._archive is not None:
+        if self._archive is not None and sample.consumed and policy_version is not None:
             try:
                 await asyncio.to_thread(self._archive.write, policy_version, sample.consumed)
             except OSError as error:  # a full disk must not cost the rows that were just consumed
                 logger.warning("the trajectories of step %d are not in the archive: %s", policy_version + 1, error)
         return (sample.stats, *sample.shards)
+
+    def _gate(self, num_rows: int, num_groups: int, timeout_s: float) -> AbstractAsyncContextManager[None]:
+        """The door that a sample waits at."""
+        buffer = self._buffer
+        if buffer.draws_only_fresh or (num_groups and self._config.samples_per_insert is None):
+            return self._limiter.fresh_groups(num_groups, timeout_s=timeout_s)
+        return self._limiter.rows(
+            lambda: (
+                buffer.ready_groups >= num_groups
+                and (buffer.num_drawable > 0 or num_groups > 0)
+                and buffer.ratio.may_sample(num_rows, size=buffer.size)
+            ),
+            describe=lambda: (
+                f"{num_rows} draws: {buffer.num_drawable} of {buffer.size} trajectories have a priority, "
+                f"{buffer.ready_groups} of {num_groups} groups are there, {buffer.ratio}"
+            ),
+            timeout_s=timeout_s,
+        )
+
+    def _why_shut(self) -> str:
+        """What an insert waited for, where two things can shut the door."""
+        return f"{self._buffer.waiting_groups} groups wait for a step, {self._buffer.size} trajectories are there, {self._buffer.ratio}"
 
     @ray.method(concurrency_group="data")
     async def update_priorities(self, keys: NDArray[np.int64], priorities: NDArray[np.floating]) -> int:
@@ -152,8 +193,8 @@ class ReplayActor:
         """
         async with self._snapshot_lock:
             async with self._limiter.change():
-                state = self._buffer.capture()
-            await asyncio.to_thread(write_snapshot, folder, *state)
+                saved = self._buffer.capture()
+            await asyncio.to_thread(write_snapshot, folder, saved)
 
     @ray.method(concurrency_group="data")
     async def restore(self, folder: str) -> None:
@@ -163,7 +204,7 @@ class ReplayActor:
             folder: with a snapshot.
         """
         async with self._limiter.change():
-            self._buffer.load(*await asyncio.to_thread(read_snapshot, folder))
+            self._buffer.load(await asyncio.to_thread(read_snapshot, folder))
             self._stats = self._buffer.stats()
 
     @ray.method(concurrency_group="control")

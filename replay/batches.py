@@ -1,15 +1,15 @@
 """Drawn rows as the tables that the learner's ranks get.
 
-Owns the numbering of a step's updates and the dealing of rows to ranks. Must not know selectors, storage or Ray.
+Owns the dealing of rows to ranks and the columns of the draw. Must not know selectors, storage or Ray.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from algorithms.batching import balanced_shards
@@ -22,32 +22,69 @@ class Sample:
 
     shards: list[pa.Table]  # one per learner rank, of SAMPLE_SCHEMA; all empty when nothing could be drawn
     stats: dict[str, float]  # by metric name; "replay/empty" is 1 when there's nothing to train on
+    keys: NDArray[np.int64]  # [n] of the rows, in the order of the draw
     consumed: list[pa.RecordBatch]  # all trajectories of the groups that the step consumed, turn by turn
 
 
-def rank_tables(rows: pa.RecordBatch, indices: NDArray[np.int64], draws: dict[str, NDArray], *, num_shards: int) -> list[pa.Table]:
+def deal(tokens: NDArray[np.int64], prompts: Sequence[str], updates: NDArray[np.int64], *, num_shards: int) -> list[NDArray[np.int64]]:
     """Deal the rows of each update to the ranks, with near-equal token sums and the rows of a prompt together.
 
     Args:
-        rows: the drawn rows, each once.
-        indices: [n] into rows, in the order of the draw; a row drawn twice is there twice.
-        draws: [n] values for every one of SAMPLE_FIELDS; ``update`` says which update a draw belongs to.
+        tokens: [n] of each draw.
+        prompts: [n] of each draw; not looked at when there is one rank.
+        updates: [n] which update a draw belongs to, rising.
         num_shards: D >= 1, ranks of the learner.
 
     Returns:
-        D tables of SAMPLE_SCHEMA, a rank's rows update by update; a table may be empty.
+        D arrays of indices into the draws, a rank's update by update; an array may be empty.
     """
-    tokens = pc.add(pc.list_value_length(rows.column("prompt_token_ids")), pc.list_value_length(rows.column("response_token_ids")))
-    lengths = tokens.to_numpy(zero_copy_only=False)[indices].tolist()
-    names = rows.column("prompt_id").to_pylist()
-    prompts = [names[i] for i in indices.tolist()]
+    if num_shards == 1:
+        return [np.arange(len(tokens))]
     ranks: list[list[int]] = [[] for _ in range(num_shards)]
-    for update in np.unique(draws["update"]):
-        members = np.flatnonzero(draws["update"] == update).tolist()
+    lengths = tokens.tolist()
+    for update in np.unique(updates):
+        members = np.flatnonzero(updates == update).tolist()
         shards = balanced_shards([lengths[i] for i in members], [prompts[i] for i in members], num_shards=num_shards)
         for rank, shard in zip(ranks, shards, strict=True):
             rank += [members[i] for i in shard]
-    return [_rank_table(rows, indices, draws, np.array(rank, dtype=np.int64)) for rank in ranks]
+    return [np.array(rank, dtype=np.int64) for rank in ranks]
+
+
+def rank_table(rows: pa.RecordBatch, draws: dict[str, NDArray], order: NDArray[np.int64]) -> pa.Table:
+    """Put a rank's rows and what is known of their draws side by side.
+
+    Args:
+        rows: the rank's rows.
+        draws: [n] values for every one of SAMPLE_FIELDS, of all draws.
+        order: which draw each of the rows is.
+
+    Returns:
+        A table of SAMPLE_SCHEMA.
+    """
+    drawn = [pa.array(draws[field.name][order], type=field.type) for field in SAMPLE_FIELDS]
+    return pa.Table.from_arrays([*rows.columns, *drawn], schema=SAMPLE_SCHEMA)
+
+
+def draw_figures(draws: dict[str, NDArray], *, num_updates: int) -> dict[str, float]:
+    """Figures over the draws of a step.
+
+    Args:
+        draws: [n] values for every one of SAMPLE_FIELDS.
+        num_updates: of the step.
+
+    Returns:
+        Counts and means by metric name; ages in policy versions.
+    """
+    num_drawn = len(draws["key"])
+    return {
+        "replay/empty": float(num_drawn == 0),
+        "replay/drawn": num_drawn,
+        "replay/drawn_distinct": len(np.unique(draws["key"])),
+        "replay/fresh_fraction": float(draws["fresh"].mean()) if num_drawn else 0.0,
+        "replay/age_mean": float(draws["age"].mean()) if num_drawn else 0.0,
+        "replay/age_max": int(draws["age"].max()) if num_drawn else 0,
+        "replay/rows_per_update": num_drawn // num_updates,
+    }
 
 
 def occurrences(values: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -64,9 +101,3 @@ def occurrences(values: NDArray[np.int64]) -> NDArray[np.int64]:
     counts = np.empty(len(values), dtype=np.int64)
     counts[order] = np.arange(1, len(values) + 1) - np.searchsorted(ordered, ordered)
     return counts
-
-
-def _rank_table(rows: pa.RecordBatch, indices: NDArray[np.int64], draws: dict[str, NDArray], order: NDArray[np.int64]) -> pa.Table:
-    payload = rows.take(pa.array(indices[order]))
-    drawn = [pa.array(draws[field.name][order], type=field.type) for field in SAMPLE_FIELDS]
-    return pa.Table.from_arrays([*payload.columns, *drawn], schema=SAMPLE_SCHEMA)

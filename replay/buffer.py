@@ -4,35 +4,35 @@ Owns the order of events (insert, consume, expire, draw, retire) and the counter
 and knows the modes only as a SelectionPlan. One thread at a time.
 
 A row's life: it arrives *waiting*, with its group; the step that consumes its group moves it into the table and sees it as *fresh*; from
-then on it is *older*, until the plan's remover or the capacity lets it go. Groups are consumed turn by turn, so the table's keys, and with
-them the draws, don't depend on when a group arrived.
+then on it is *older*, until the plan's remover or the bounds of memory let it go. Groups are consumed turn by turn, so the table's keys,
+and with them the draws, don't depend on when a group arrived. In a mode without steps groups are consumed as soon as their turn is there.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from algorithms.schema import TRAJECTORY_SCHEMA
+from algorithms.schema import attach_images
 from conf.schema import ReplayConfig
-from replay.batches import Sample, occurrences, rank_tables
-from replay.groups import Arrivals, InsertReceipt, drop_figures, read_arrivals, step_figures
+from replay.batches import Sample, deal, draw_figures, occurrences, rank_table
+from replay.groups import InsertReceipt, drop_figures, step_figures, take_rows
+from replay.images import check_images, image_hashes
+from replay.intake import Admitted, Intake
 from replay.plans import Draw, Pool, plan_for
-from replay.snapshot import SnapshotError, read_snapshot, write_snapshot
-from replay.storage import Storage
-from replay.waiting import WaitingGroup, WaitingGroups
-
-REMEMBERED_GROUPS = 65536  # ids kept to recognise a retried insert, which follows the first within minutes
+from replay.ratio import SampleToInsertRatio
+from replay.snapshot import Saved, SnapshotError, read_snapshot, write_snapshot
+from replay.table import Table
+from replay.waiting import WaitingGroup
 
 
 class ReplayFullError(RuntimeError):
-    """Rows that no step has consumed yet would exceed the capacity."""
+    """Rows that no step has consumed yet would exceed the bounds of the buffer."""
 
 
 @dataclass(kw_only=True)
@@ -44,8 +44,9 @@ class _Counters:
     consumed_groups: int = 0
     dropped_groups: int = 0  # of them, those past the staleness bound
     sampled: int = 0  # draws
-    removed: int = 0  # by the plan's remover
-    evicted: int = 0  # by the capacity
+    removed: int = 0  # by the plan's remover, the reuse limit, or because they were mastered
+    evicted: int = 0  # by the bounds of memory
+    refreshed: int = 0  # advantages that got a newer baseline
 
 
 class ReplayBuffer:
@@ -65,65 +66,116 @@ class ReplayBuffer:
             priority_exponent=config.priority_exponent,
             age_decay_steps=config.age_decay_steps,
             max_age=config.max_age,
+            max_times_sampled=config.max_times_sampled,
         )
         self._rng = np.random.Generator(np.random.PCG64(seed))
-        self._storage = Storage(TRAJECTORY_SCHEMA)
-        self._waiting = WaitingGroups()
-        self._known: dict[str, None] = {}  # group ids in the order of arrival
+        self._table = Table(config, self._plan)
+        self._intake = Intake()
         self._counters = _Counters()
 
     def __len__(self) -> int:
-        return len(self._storage) + self._waiting.num_rows
+        return len(self._table) + self._intake.waiting.num_rows
 
     @property
     def ready_groups(self) -> int:
         """Groups, uniform ones included, that no step has consumed yet and that wait for no earlier turn."""
-        return self._waiting.ready
+        return self._intake.waiting.ready + len(self._intake.arrived)
 
     @property
     def waiting_groups(self) -> int:
         """Groups that no step has consumed yet, those behind a missing turn included."""
-        return len(self._waiting)
+        return len(self._intake.waiting) + len(self._intake.arrived)
 
     @property
     def next_missing_turn(self) -> int:
         """The first turn that no group has come for."""
-        return self._waiting.next_turn + self._waiting.ready
+        return self._intake.waiting.next_turn + self._intake.waiting.ready
 
-    def has_room(self, num_trajectories: int) -> bool:
+    @property
+    def size(self) -> int:
+        """Rows of the table: those that wait for their step left out."""
+        return len(self._table)
+
+    @property
+    def draws_only_fresh(self) -> bool:
+        """Whether the mode keeps nothing that could be drawn without consuming a group."""
+        return self._plan.older is None
+
+    @property
+    def num_drawable(self) -> int:
+        """Rows that can be drawn without consuming a group."""
+        return self._table.older.num_drawable if self._table.older is not None else 0
+
+    @property
+    def ratio(self) -> SampleToInsertRatio:
+        """The rule of draws to inserts, as it stands."""
+        config = self._config
+        return SampleToInsertRatio(
+            min_size=config.min_size,
+            samples_per_insert=config.samples_per_insert,
+            error=config.samples_per_insert_error or 0.0,
+            inserted=self._counters.admitted,
+            sampled=self._counters.sampled,
+        )
+
+    def has_room(self, num_trajectories: int, num_bytes: int = 0) -> bool:
         """Whether an insert can't fail for want of room.
 
         Args:
             num_trajectories: of the batch; those that the mode can't draw count too.
+            num_bytes: of the batch and its images.
 
         Returns:
             True as well for a batch that is larger than the whole buffer, for which nobody needs to wait.
         """
-        capacity = self._config.max_trajectories
-        return num_trajectories > capacity or self._waiting.num_rows + num_trajectories <= capacity
+        too_large = num_trajectories > self._config.max_trajectories or num_bytes > self._config.max_bytes
+        return too_large or self._table.fits(self._intake.waiting.num_rows + num_trajectories, self._intake.waiting.num_bytes + num_bytes)
 
-    def insert(self, batch: pa.RecordBatch, turns: Mapping[str, int] | None = None) -> InsertReceipt:
+    def insert(
+        self, batch: pa.RecordBatch, turns: Mapping[str, int] | None = None, images: Mapping[str, bytes] | None = None
+    ) -> InsertReceipt:
         """Take in whole rollout groups, which wait for the step that consumes them.
 
         Args:
             batch: of TRAJECTORY_SCHEMA, any number of groups, each with all of its trajectories. Copied.
             turns: by group id, the place of each group in the order of consumption, from 0 without gaps; None: behind all others, that is
                 in the order of arrival.
+            images: bytes by SHA-256 of images that the trajectories show. Copied, each once; without its bytes an image stays a path.
 
         Returns:
             What was new. Groups that arrived before add nothing, so an insert may be retried.
 
         Raises:
-            ValueError: when the batch has another schema or impossible values, or a turn is missing or taken by another group; nothing
-                is inserted.
-            ReplayFullError: when waiting rows alone would exceed ``max_trajectories``; nothing is inserted.
+            ValueError: when the batch has another schema or impossible values, a turn is missing or taken by another group, or an image
+                isn't that of its hash; nothing is inserted.
+            ReplayFullError: when waiting rows alone would exceed a bound of memory; nothing is inserted.
         """
-        arrivals = read_arrivals(batch, known=self._known)
-        own_turns = self._turns_of(arrivals, turns)
-        self._make_room(len(arrivals.rows))
-        # a copy: the batch may lie in the object store, and rows that stay here for long must not pin it
-        self._queue(batch.take(pa.array(arrivals.rows)), arrivals, own_turns)
-        self._remember(summary.group_id for summary in arrivals.summaries)
+        return self.add(self.admit(batch, turns, images))
+
+    def admit(
+        self, batch: pa.RecordBatch, turns: Mapping[str, int] | None = None, images: Mapping[str, bytes] | None = None
+    ) -> Admitted:
+        """Check what would be inserted and copy it, without a change; see insert."""
+        admitted = self._intake.admit(batch, turns, images or {})
+        if images:
+            check_images(images)
+            admitted = replace(admitted, images=self._table.images.new(image_hashes(admitted.rows), images))
+        num_rows, waiting = len(admitted.arrivals.rows), self._intake.waiting
+        num_bytes = admitted.encoded.size + sum(map(len, admitted.images.values()))
+        if not self._table.fits(waiting.num_rows + num_rows, waiting.num_bytes + num_bytes):
+            raise ReplayFullError(
+                f"replay.max_trajectories={self._config.max_trajectories} can't hold {num_rows} more trajectories beside "
+                f"{waiting.num_rows} of {len(waiting)} groups that no step has consumed yet, or "
+                f"replay.max_bytes={self._config.max_bytes} not their {num_bytes} bytes beside {waiting.num_bytes}"
+            )
+        return admitted
+
+    def add(self, admitted: Admitted) -> InsertReceipt:
+        """Insert what was admitted; see insert."""
+        arrivals, rows, waiting = admitted.arrivals, admitted.rows, self._intake.waiting
+        self._table.images.add(image_hashes(rows), admitted.images)  # first, so that none of them is dropped to make room for these rows
+        self._counters.evicted += self._table.make_room(waiting.num_rows + rows.num_rows, waiting.num_bytes + admitted.encoded.size)
+        self._intake.queue(admitted)
         receipt = InsertReceipt(
             groups=len(arrivals.summaries),
             effective_groups=sum(summary.effective for summary in arrivals.summaries),
@@ -134,91 +186,96 @@ class ReplayBuffer:
         self._counters.groups_inserted += receipt.groups
         self._counters.duplicate_groups += receipt.duplicate_groups
         self._counters.inserted += receipt.trajectories
+        if not self._plan.waits and waiting.ready:
+            consumed = waiting.take(waiting.ready)
+            self._refresh(consumed)
+            self._table.open(self._enter(consumed))
+            self._intake.arrived.extend(group.summary for group in consumed)
         return receipt
 
     def sample(
         self,
         *,
-        num_updates: int,
         batch_size: int,
-        num_shards: int,
-        policy_version: int,
-        num_groups: int,
+        num_updates: int = 1,
+        num_shards: int = 1,
+        policy_version: int | None = None,
+        num_groups: int = 0,
         max_staleness: int | None = None,
     ) -> Sample:
         """Consume the waiting groups whose turn it is and draw the rows of one training step.
 
         Args:
-            num_updates: optimizer updates of the step, >= 1.
             batch_size: trajectories per update, >= 1.
+            num_updates: optimizer updates of the step, >= 1.
             num_shards: ranks of the learner, >= 1.
-            policy_version: of the learner; ages count from it.
-            num_groups: how many waiting groups to consume, >= 1; uniform ones count.
-            max_staleness: consumed groups with an older token than this many versions are counted and never drawn; None: no bound.
+            policy_version: of the learner; ages count from it. None: the newest of the table's rows.
+            num_groups: how many waiting groups to consume, uniform ones included; 0: none, the draws are from older rows alone.
+            max_staleness: consumed groups with an older token than this many versions are counted and never drawn; None: no bound. A mode
+                without steps has no use for it.
 
         Returns:
-            num_updates * batch_size draws, dealt to the ranks; none when no row has a learning signal.
+            num_updates * batch_size draws, dealt to the ranks; none when no row has a learning signal, fewer when the reuse limit leaves
+            fewer.
 
         Raises:
             ValueError: when an argument is out of range, fewer groups are ready, or a row is of a later version than the learner's;
                 nothing is consumed.
         """
+        if policy_version is None:
+            policy_version = self._table.newest_version
         self._check_request(num_updates, batch_size, num_shards, policy_version, num_groups)
-        consumed = self._waiting.take(num_groups)
-        summaries = [group.summary for group in consumed]
+        consumed = self._intake.waiting.take(num_groups) if self._plan.waits else []
+        summaries = [group.summary for group in consumed] or [self._intake.arrived.popleft() for _ in range(num_groups)]
         step_trajectories = sum(summary.trajectories for summary in summaries)
-        self._expire(policy_version, step_trajectories)
-        num_older = len(self._storage)
+        self._refresh(consumed)
+        if num_groups:
+            self._expire(policy_version, step_trajectories)
         oldest_allowed = policy_version - (np.inf if max_staleness is None else max_staleness)
-        dropped = [group.summary for group in consumed if group.summary.version_min < oldest_allowed]
-        self._admit([group for group in consumed if group.summary.version_min >= oldest_allowed])
-        fresh = self._pool(num_older, len(self._storage), policy_version)
-        older = self._pool(0, num_older, policy_version)
-        draw = self._plan.draw(self._rng, fresh=fresh, older=older, num_rows=num_updates * batch_size)
-        shards, ages = self._deal(draw, policy_version=policy_version, batch_size=batch_size, num_shards=num_shards)
-        held = self.stats()["size"]  # while the batch was drawn: in three of the modes nothing outlives its step
-        self._expire(policy_version, step_trajectories)
+        dropped = [group for group in consumed if group.summary.version_min < oldest_allowed]
+        self._drop(dropped)
+        places = self._enter([group for group in consumed if group.summary.version_min >= oldest_allowed])
+        priorities, versions = (self._table.storage.column(name)[places] for name in ("priority", "version"))
+        fresh = Pool(selector=self._plan.fresh, places=places, priorities=priorities, ages=policy_version - versions)
+        draw = self._plan.draw(self._rng, fresh=fresh, older=self._table.older, num_rows=num_updates * batch_size)
+        shards, draws = self._deal(draw, policy_version=policy_version, num_updates=num_updates, num_shards=num_shards)
+        held = len(self._table)  # while the batch was drawn: in three of the modes nothing outlives its step
+        self._table.open(places)
+        if num_groups:
+            self._expire(policy_version, step_trajectories)
+        self._counters.removed += self._table.retire_used(draw.places)
         self._counters.consumed_groups += num_groups
         self._counters.dropped_groups += len(dropped)
-        self._counters.sampled += len(draw.positions)
-        num_drawn = len(draw.positions)
+        self._counters.sampled += len(draw.places)
         stats = {
-            **step_figures(summaries, policy_version=policy_version),
-            **drop_figures(summaries, dropped),
+            **(step_figures(summaries, policy_version=policy_version) if summaries else {}),
+            **(drop_figures(summaries, [group.summary for group in dropped]) if summaries else {}),
             **{f"replay/{name}": count for name, count in self.stats().items()},
+            **draw_figures(draws, num_updates=num_updates),
             "replay/size": held,
-            "replay/empty": float(num_drawn == 0),
-            "replay/candidates": len(fresh.positions) + len(older.positions),
-            "replay/drawn": num_drawn,
-            "replay/drawn_distinct": len(np.unique(draw.positions)),
-            "replay/fresh_fraction": float(draw.fresh.mean()) if num_drawn else 0.0,
-            "replay/age_mean": float(ages.mean()) if num_drawn else 0.0,
-            "replay/age_max": int(ages.max()) if num_drawn else 0,
-            "replay/rows_per_update": num_drawn // num_updates,
+            "replay/candidates": held,
         }
-        return Sample(shards=shards, stats=stats, consumed=[group.rows for group in consumed])
+        return Sample(shards=shards, stats=stats, keys=draws["key"], consumed=[group.rows for group in consumed])
 
     def update_priorities(self, keys: NDArray[np.int64], priorities: NDArray[np.floating]) -> int:
         """Set what stands for |A| in P.
 
         Args:
-            keys: [K] as handed out with the samples; rows that have left are passed over.
+            keys: [K] as handed out with the samples; rows that have left are passed over, of a key's several places the last counts.
             priorities: [K] finite, >= 0; 0 takes a row out of the draws by |A|^alpha.
 
         Returns:
-            How many rows were there.
+            How many of the keys were there.
 
         Raises:
-            ValueError: when the shapes disagree or a priority is negative or not finite; nothing is changed.
+            ValueError: when the shapes disagree or a priority is negative, not finite or too large; nothing is changed.
         """
         wanted, values = np.asarray(keys, dtype=np.int64), np.asarray(priorities, dtype=np.float64)
         if wanted.ndim != 1 or wanted.shape != values.shape:
             raise ValueError(f"need as many priorities as keys, one dimension; got {wanted.shape} keys, {values.shape} priorities")
         if not np.all(np.isfinite(values) & (values >= 0)):
             raise ValueError("priorities must be finite and not negative")
-        positions, found = self._storage.positions(wanted)
-        self._storage.column("priority")[positions[found]] = values[found]
-        return int(np.count_nonzero(found))
+        return self._table.update_priorities(wanted, values)
 
     def stats(self) -> dict[str, int]:
         """Tell sizes and counters since the start of the run.
@@ -226,10 +283,15 @@ class ReplayBuffer:
         Returns:
             Name -> count; as metrics they're called "replay/" and the name.
         """
+        storage, images = self._table.storage, self._table.images
         return {
-            "size": len(self._storage),
-            "bytes": self._storage.num_bytes + self._waiting.num_bytes,
-            "batches": self._storage.num_batches,
+            "size": len(storage),
+            "max_trajectories": self._config.max_trajectories,
+            "bytes": storage.held_bytes + self._intake.waiting.num_bytes + images.num_bytes,
+            "max_bytes": self._config.max_bytes,
+            "images": len(images),
+            "image_bytes": images.num_bytes,
+            "batches": storage.num_batches,
             "ready_groups": self.ready_groups,
             "waiting_groups": self.waiting_groups,
             **asdict(self._counters),
@@ -244,24 +306,27 @@ class ReplayBuffer:
         Raises:
             OSError: when the folder can't be written.
         """
-        write_snapshot(folder, *self.capture())
+        write_snapshot(folder, self.capture())
 
-    def capture(self) -> tuple[Storage, Sequence[pa.RecordBatch], dict[str, Any]]:
+    def capture(self) -> Saved:
         """Take the state as it is now, cheaply, for write_snapshot in another thread.
 
         Returns:
-            A copy of the storage that shares its batches, the waiting groups' rows, and the rest as values that JSON can hold.
+            Copies that share the rows' and the images' bytes.
         """
-        waiting = self._waiting.all()
         state = {
             "mode": self._config.mode.value,
-            "next_turn": self._waiting.next_turn,
-            "turns": {group.summary.group_id: group.turn for group in waiting},
-            "known_groups": list(self._known),
+            **self._intake.state(),
             "counters": asdict(self._counters),
             "generator": self._rng.bit_generator.state,
+            "table": self._table.state(),
         }
-        return self._storage.frozen_copy(), [group.rows for group in waiting], state
+        return Saved(
+            storage=self._table.storage.frozen_copy(),
+            waiting=[group.rows for group in self._intake.waiting.all()],
+            images=self._table.images.content,
+            state=state,
+        )
 
     def restore(self, folder: str | os.PathLike[str]) -> None:
         """Replace the content by a snapshot's; draws go on as if there had been no interruption.
@@ -271,136 +336,117 @@ class ReplayBuffer:
 
         Raises:
             SnapshotError: when the snapshot is missing, damaged, of another schema or of another mode; nothing is changed.
-            ReplayFullError: when its waiting rows alone exceed ``max_trajectories``; nothing is changed.
+            ReplayFullError: when its waiting rows alone exceed a bound of memory; nothing is changed.
         """
-        self.load(*read_snapshot(folder))
+        self.load(read_snapshot(folder))
 
-    def load(self, storage: Storage, waiting: Sequence[pa.RecordBatch], state: dict[str, Any]) -> None:
+    def load(self, saved: Saved) -> None:
         """Put a captured state in the place of this one; see restore.
 
         Args:
-            storage: from capture or read_snapshot; the buffer's from now on.
-            waiting: likewise.
-            state: likewise.
+            saved: from capture or read_snapshot; its storage is the buffer's from now on.
 
         Raises:
             SnapshotError: when it's of another mode; nothing is changed.
-            ReplayFullError: when its waiting rows alone exceed ``max_trajectories``; nothing is changed.
+            ReplayFullError: when its waiting rows alone exceed a bound of memory; nothing is changed.
         """
+        state = saved.state
         if state["mode"] != self._config.mode.value:
             raise SnapshotError(f"the snapshot was taken with replay.mode={state['mode']}, this run has {self._config.mode.value}")
-        num_waiting = sum(rows.num_rows for rows in waiting)
-        if num_waiting > self._config.max_trajectories:
+        num_waiting, num_bytes = sum(rows.num_rows for rows in saved.waiting), sum(rows.nbytes for rows in saved.waiting)
+        if num_waiting > self._config.max_trajectories or num_bytes > self._config.max_bytes:
             raise ReplayFullError(
-                f"replay.max_trajectories={self._config.max_trajectories} can't hold the snapshot's {num_waiting} trajectories "
-                f"that no step has consumed yet"
+                f"replay.max_trajectories={self._config.max_trajectories} and replay.max_bytes={self._config.max_bytes} can't hold the "
+                f"snapshot's {num_waiting} trajectories of {num_bytes} bytes that no step has consumed yet"
             )
         bit_generator = np.random.PCG64()
         bit_generator.state = state["generator"]
         self._rng = np.random.Generator(bit_generator)
-        self._storage = storage
-        self._waiting = WaitingGroups(next_turn=state["next_turn"])
-        for rows in waiting:
-            arrivals = read_arrivals(rows, known=())
-            self._queue(rows, arrivals, [state["turns"][summary.group_id] for summary in arrivals.summaries])
-        self._known = dict.fromkeys(state["known_groups"])
+        self._table = Table(self._config, self._plan, saved.storage)
+        self._table.images.add(image_hashes(saved.storage.gather(saved.storage.places, ["images"])), saved.images)
+        for rows in saved.waiting:
+            self._table.images.add(image_hashes(rows), saved.images)
+        self._intake = Intake.restore(saved.waiting, state)
+        self._table.restore(state["table"])
         self._counters = _Counters(**state["counters"])
-        self._make_room(0)
+        self._counters.evicted += self._table.make_room(self._intake.waiting.num_rows, self._intake.waiting.num_bytes)
 
-    def _turns_of(self, arrivals: Arrivals, turns: Mapping[str, int] | None) -> list[int]:
-        """The turn of each new group."""
-        names = [summary.group_id for summary in arrivals.summaries]
-        if turns is None:
-            return list(range(self._waiting.end_turn, self._waiting.end_turn + len(names)))
-        if missing := [name for name in names if name not in turns]:
-            raise ValueError(f"groups without a turn: {missing[:3]}")
-        found = [turns[name] for name in names]
-        for turn, name in zip(found, names, strict=True):
-            owner = self._waiting.taken_by(turn)
-            if owner is not None or turn < self._waiting.next_turn or found.count(turn) > 1:
-                raise ValueError(f"group {name} comes for turn {turn}, which is {f'taken by {owner}' if owner else 'over or given twice'}")
-        return found
-
-    def _queue(self, rows: pa.RecordBatch, arrivals: Arrivals, turns: Sequence[int]) -> None:
-        """Let groups wait; the rows are the arrivals', in their order."""
-        start = 0
-        for summary, turn in zip(arrivals.summaries, turns, strict=True):
-            end = start + summary.trajectories
-            self._waiting.add(
-                WaitingGroup(
-                    turn=turn,
-                    summary=summary,
-                    rows=rows.slice(start, end - start),
-                    versions=arrivals.versions[start:end],
-                    advantages=arrivals.advantages[start:end],
-                )
-            )
-            start = end
-
-    def _remember(self, group_ids: Iterable[str]) -> None:
-        self._known.update(dict.fromkeys(group_ids))
-        while len(self._known) > REMEMBERED_GROUPS:
-            del self._known[next(iter(self._known))]
-
-    def _admit(self, consumed: Sequence[WaitingGroup]) -> None:
-        """Move what the mode can draw of a step's groups into the table, as one batch."""
+    def _enter(self, consumed: Sequence[WaitingGroup]) -> NDArray[np.int64]:
+        """Move what the mode can draw of consumed groups into the table, as one batch."""
         if not consumed:
-            return
+            return np.empty(0, np.int64)
         effective = np.repeat([group.summary.effective for group in consumed], [group.rows.num_rows for group in consumed])
         advantages = np.concatenate([group.advantages for group in consumed])
         admitted = self._plan.admits(effective, advantages)
-        rows = pa.concat_batches([group.rows for group in consumed]).take(pa.array(np.flatnonzero(admitted)))
-        versions = np.concatenate([group.versions for group in consumed])
-        self._storage.append(rows, versions=versions[admitted], priorities=np.abs(advantages[admitted]))
-        self._counters.admitted += rows.num_rows
+        parts = [group.rows for group in consumed]
+        rows = pa.concat_batches(parts) if len(parts) > 1 else parts[0]
+        entering = take_rows(rows, np.flatnonzero(admitted))
+        if self._table.images.shows_any:
+            self._table.images.drop(image_hashes(take_rows(rows, np.flatnonzero(~admitted))))
+        places = self._table.storage.append(
+            entering,
+            {
+                "version": np.concatenate([group.versions for group in consumed])[admitted],
+                "tokens": np.concatenate([group.tokens for group in consumed])[admitted],
+                "current_advantage": advantages[admitted],
+                "priority": np.abs(advantages[admitted]),
+            },
+        )
+        self._counters.admitted += len(places)
+        return places
 
-    def _make_room(self, num_rows: int) -> None:
-        """Let the oldest consumed rows go until ``num_rows`` more fit."""
-        capacity, waiting = self._config.max_trajectories, self._waiting.num_rows
-        if waiting + num_rows > capacity:
-            raise ReplayFullError(
-                f"replay.max_trajectories={capacity} can't hold {num_rows} more trajectories beside {waiting} "
-                f"of {self.waiting_groups} groups that no step has consumed yet"
-            )
-        excess = len(self) + num_rows - capacity
-        if excess > 0:
-            self._counters.evicted += self._storage.remove_oldest(excess)
+    def _drop(self, groups: Sequence[WaitingGroup]) -> None:
+        """Let go of what consumed groups hold that don't enter the table."""
+        for group in groups:
+            self._table.images.drop(image_hashes(group.rows))
+
+    def _refresh(self, consumed: Sequence[WaitingGroup]) -> None:
+        """Give older rows of the consumed groups' prompts a newer baseline."""
+        if self._config.priority_refresh:
+            means = {group.summary.prompt_id: group.summary.reward_sum / group.summary.trajectories for group in consumed}
+            refreshed, mastered = self._table.refresh(means)
+            self._counters.refreshed += refreshed
+            self._counters.removed += mastered
 
     def _expire(self, policy_version: int, step_trajectories: int) -> None:
-        """Let the plan's remover have what it wants."""
-        ages = policy_version - self._storage.column("version")
-        self._counters.removed += self._storage.remove(self._plan.remover.expired(ages, step_trajectories=step_trajectories))
+        self._counters.removed += self._table.expire(policy_version, step_trajectories)
 
-    def _pool(self, start: int, end: int, policy_version: int) -> Pool:
-        versions, priorities = self._storage.column("version")[start:end], self._storage.column("priority")[start:end]
-        return Pool(positions=np.arange(start, end), priorities=priorities, ages=policy_version - versions)
-
-    def _deal(self, draw: Draw, *, policy_version: int, batch_size: int, num_shards: int) -> tuple[list[pa.Table], NDArray[np.int64]]:
+    def _deal(self, draw: Draw, *, policy_version: int, num_updates: int, num_shards: int) -> tuple[list[pa.Table], dict[str, NDArray]]:
         """Count the draws on the rows and make the ranks' tables."""
-        column = self._storage.column
-        distinct, indices = np.unique(draw.positions, return_inverse=True)
+        column, places = self._table.storage.column, draw.places
         draws = {
-            "key": column("key")[draw.positions],
+            "key": column("key")[places],
             "probability": draw.probabilities,
             "table_size": draw.table_sizes,
-            "age": policy_version - column("version")[draw.positions],
-            "times_sampled": column("times_sampled")[draw.positions] + occurrences(indices),
+            "age": policy_version - column("version")[places],
+            "times_sampled": column("times_sampled")[places] + occurrences(places),
             "fresh": draw.fresh,
-            "update": np.arange(len(draw.positions)) // batch_size,
+            "update": np.arange(len(places)) * num_updates // max(len(places), 1),
         }
-        np.add.at(column("times_sampled"), draw.positions, 1)
-        return rank_tables(self._storage.gather(distinct), indices, draws, num_shards=num_shards), draws["age"]
+        self._table.use(places)
+        prompts: list[str] = []
+        if num_shards > 1:
+            prompts = self._table.storage.gather(places, ["prompt_id"]).column("prompt_id").to_pylist()
+        shards = []
+        for order in deal(column("tokens")[places], prompts, draws["update"], num_shards=num_shards):
+            rows = self._table.payload(places[order])
+            shard = rank_table(rows, draws, order)
+            shards.append(attach_images(shard, self._table.images.select(image_hashes(rows))) if len(self._table.images) else shard)
+        return shards, draws
 
     def _check_request(self, num_updates: int, batch_size: int, num_shards: int, policy_version: int, num_groups: int) -> None:
-        if min(num_updates, batch_size, num_shards, num_groups) < 1:
+        if min(num_updates, batch_size, num_shards) < 1 or num_groups < 0:
             raise ValueError(
-                f"num_updates, batch_size, num_shards and num_groups must be at least 1, "
+                f"num_updates, batch_size and num_shards must be at least 1 and num_groups not negative, "
                 f"got {num_updates}, {batch_size}, {num_shards}, {num_groups}"
             )
+        if num_groups == 0 and self._plan.older is None:
+            raise ValueError(f"replay.mode={self._config.mode.value} draws only what a step consumes: num_groups must be at least 1, got 0")
         if num_groups > self.ready_groups:
             raise ValueError(f"{num_groups} fresh groups were asked for, {self.ready_groups} are there")
-        newest = max(group.summary.version_max for group in self._waiting.peek(num_groups))
-        newest = int(self._storage.column("version").max(initial=newest))
+        consumed = self._intake.waiting.peek(num_groups) if self._plan.waits else []
+        newest = max((group.summary.version_max for group in consumed), default=policy_version)
+        newest = max(newest, self._table.newest_version)
         if newest > policy_version:
             raise ValueError(
                 f"a trajectory was sampled by policy version {newest}, the learner is at {policy_version}: "

@@ -21,6 +21,7 @@ class GroupSummary:
     """Sums over the trajectories of one rollout group."""
 
     group_id: str
+    prompt_id: str
     trajectories: int
     effective: bool  # not uniform in correctness
     reward_sum: float
@@ -45,6 +46,7 @@ class Arrivals:
     effective: NDArray[np.bool_]  # [R] whether the row's group is
     advantages: NDArray[np.float64]  # [R]
     versions: NDArray[np.int64]  # [R] the oldest of each row
+    tokens: NDArray[np.int64]  # [R] of prompt and response
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +86,7 @@ def read_arrivals(batch: pa.RecordBatch, *, known: Container[str]) -> Arrivals:
     rows = rows[np.argsort(codes[rows], kind="stable")]
     codes = codes[rows]
     starts = np.flatnonzero(np.diff(codes, prepend=-1))
-    versions = _oldest_versions(batch)[rows]
+    versions = oldest_versions(batch)[rows]
     correct = _flags(batch, "correct")[rows]
     num_rows, num_correct = _sums(np.ones(len(rows), np.int64), starts), _sums(correct, starts)
     effective = (num_correct > 0) & (num_correct < num_rows)
@@ -103,8 +105,9 @@ def read_arrivals(batch: pa.RecordBatch, *, known: Container[str]) -> Arrivals:
         "version_max": np.maximum.reduceat(versions, starts) if len(starts) else versions,
     }
     columns = {name: values.tolist() for name, values in sums.items()}
+    prompts = batch.column("prompt_id").take(pa.array(rows[starts])).to_pylist()
     summaries = tuple(
-        GroupSummary(group_id=names[code], **{name: column[i] for name, column in columns.items()})
+        GroupSummary(group_id=names[code], prompt_id=prompts[i], **{name: column[i] for name, column in columns.items()})
         for i, code in enumerate(codes[starts].tolist())
     )
     return Arrivals(
@@ -114,7 +117,38 @@ def read_arrivals(batch: pa.RecordBatch, *, known: Container[str]) -> Arrivals:
         effective=np.repeat(effective, num_rows),
         advantages=_numbers(batch, "advantage")[rows],
         versions=versions,
+        tokens=num_tokens(batch)[rows],
     )
+
+
+def take_rows(batch: pa.RecordBatch, rows: NDArray[np.int64]) -> pa.RecordBatch:
+    """Take rows of a batch; Arrow's own take copies list columns value by value, this copies runs of neighbours, which groups are.
+
+    Args:
+        batch: of any schema.
+        rows: [R] in any order.
+
+    Returns:
+        The rows; all rows in order are the batch itself.
+    """
+    if len(rows) == 0:
+        return batch.slice(0, 0)
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(rows) != 1) + 1])
+    lengths = np.diff(starts, append=len(rows)).tolist()
+    slices = [batch.slice(row, length) for row, length in zip(rows[starts].tolist(), lengths, strict=True)]
+    return slices[0] if len(slices) == 1 else pa.concat_batches(slices)
+
+
+def num_tokens(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    """Count tokens.
+
+    Args:
+        batch: of TRAJECTORY_SCHEMA.
+
+    Returns:
+        [R] of prompt and response.
+    """
+    return _lengths(batch, "prompt_token_ids") + _lengths(batch, "response_token_ids")
 
 
 def step_figures(consumed: Sequence[GroupSummary], *, policy_version: int) -> dict[str, float]:
@@ -191,8 +225,15 @@ def _refuse_bad_rows(batch: pa.RecordBatch) -> None:
         raise ValueError(f"trajectory {batch.column('trajectory_id')[int(bad[0])]} has no version span, so its staleness is unknown")
 
 
-def _oldest_versions(batch: pa.RecordBatch) -> NDArray[np.int64]:
-    """The oldest version of each row; every row has at least one span."""
+def oldest_versions(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    """Find the version that staleness counts from.
+
+    Args:
+        batch: of TRAJECTORY_SCHEMA, every row with at least one span.
+
+    Returns:
+        [R] the oldest version that sampled one of the row's tokens.
+    """
     lengths = _lengths(batch, "version_spans")
     if len(lengths) == 0:
         return np.empty(0, np.int64)

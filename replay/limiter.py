@@ -29,7 +29,7 @@ class GroupQueue(Protocol):
 
 
 class FreshGroupLimiter:
-    """Lets a sample go once enough fresh groups are there, and an insert once there is room.
+    """Lets a sample go once what it needs is there, and an insert once there is room.
 
     Args:
         queue: whose groups a sample waits for.
@@ -78,13 +78,34 @@ class FreshGroupLimiter:
             self._changed.notify_all()
 
     @asynccontextmanager
-    async def room(self, is_there: Callable[[], bool], *, num_trajectories: int, timeout_s: float) -> AsyncIterator[None]:
+    async def rows(self, are_there: Callable[[], bool], *, describe: Callable[[], str], timeout_s: float) -> AsyncIterator[None]:
+        """Wait until rows can be drawn that no group must be consumed for, then hold the content alone.
+
+        Args:
+            are_there: tells whether the draws may be made now.
+            describe: says what is waited for and what is there.
+            timeout_s: how long to wait.
+
+        Raises:
+            TimeoutError: with that.
+        """
+        async with self._changed:
+            if not await self._wait("samples", are_there, timeout_s):
+                raise TimeoutError(f"replay waited {timeout_s:g} s for {describe()}")
+            yield
+            self._changed.notify_all()
+
+    @asynccontextmanager
+    async def room(
+        self, is_there: Callable[[], bool], *, num_trajectories: int, timeout_s: float, describe: Callable[[], str] | None = None
+    ) -> AsyncIterator[None]:
         """Wait until there is room, then hold the content alone while it changes and wake the samples that wait.
 
         Args:
             is_there: tells whether the trajectories fit now.
             num_trajectories: to insert.
             timeout_s: how long to wait.
+            describe: says what was there, if it isn't the groups that wait which fill the buffer.
 
         Raises:
             TimeoutError: says how many trajectories waited and how many groups fill the buffer.
@@ -92,9 +113,13 @@ class FreshGroupLimiter:
         async with self._changed:
             if not await self._wait("inserts", is_there, timeout_s):
                 raise TimeoutError(
-                    f"replay waited {timeout_s:g} s for room for {num_trajectories} trajectories: it is full of "
-                    f"{self._queue.waiting_groups} groups that no step has consumed yet; the learner doesn't keep up, or "
-                    f"replay.max_trajectories is too small"
+                    f"replay waited {timeout_s:g} s for room for {num_trajectories} trajectories: "
+                    + (
+                        describe()
+                        if describe is not None
+                        else f"it is full of {self._queue.waiting_groups} groups that no step has consumed yet; the learner doesn't "
+                        f"keep up, or replay.max_trajectories is too small"
+                    )
                 )
             yield
             self._changed.notify_all()

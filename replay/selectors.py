@@ -20,7 +20,7 @@ class Selection:
 
     indices: NDArray[np.int64]  # [n] into the candidates, in the order of the draw
     probabilities: NDArray[np.float64]  # [n] of each draw, in (0, 1]
-    table_size: int  # candidates that could have been drawn, at most N
+    table_sizes: NDArray[np.int64]  # [n] candidates that could have been drawn, at most N
 
 
 class Selector(Protocol):
@@ -67,7 +67,7 @@ class Permutation:
         if size == 0:
             raise ValueError(f"cannot draw {num} rows: there are no candidates")
         rounds = [rng.permutation(size) for _ in range(-(-num // size))]
-        return Selection(indices=np.concatenate(rounds)[:num], probabilities=np.full(num, 1.0 / size), table_size=size)
+        return Selection(indices=np.concatenate(rounds)[:num], probabilities=np.full(num, 1.0 / size), table_sizes=np.full(num, size))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,4 +90,6 @@ class Prioritized:
         cumulative = np.cumsum(probabilities)
         # the last sum is 1 only up to rounding; scaled by it, a uniform number in [0, 1) always falls on a row with weight
         indices = np.searchsorted(cumulative / cumulative[-1], rng.random(num), side="right")
-        return Selection(indices=indices, probabilities=probabilities[indices], table_size=int(np.count_nonzero(probabilities)))
+        return Selection(
+            indices=indices, probabilities=probabilities[indices], table_sizes=np.full(num, np.count_nonzero(probabilities))
+        )

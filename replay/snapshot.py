@@ -1,7 +1,7 @@
-"""A buffer's state on disk: one Arrow IPC file with the rows, one JSON file with everything else.
+"""A buffer's state on disk: an Arrow IPC file with the rows, one with the images if there are any, one JSON file with everything else.
 
-Owns the two files and their checks. Must not know what the state means, nor Ray. The JSON file names the Arrow file and is replaced
-last, so a snapshot is whole or is the one before; both carry SHA-256 sums, so a damaged one is never read as data.
+Owns the files and their checks. Must not know what the state means, nor Ray. The JSON file names the Arrow files and is replaced last, so a
+snapshot is whole or is the one before; all carry SHA-256 sums, so a damaged one is never read as data.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,15 @@ import pyarrow as pa
 from algorithms.schema import TRAJECTORY_SCHEMA, check_schema
 from replay.storage import KNOWN_FIELDS, Storage
 
-FORMAT = 2
+FORMAT = 3
 STATE_FILE = "state.json"
 ROWS_PER_BATCH = 256  # of the file, and of the restored storage, which frees memory by whole batches
+IMAGES_SCHEMA = pa.schema([pa.field("sha256", pa.string(), nullable=False), pa.field("content", pa.binary(), nullable=False)])
 SNAPSHOT_SCHEMA = pa.schema(
-    [*TRAJECTORY_SCHEMA, *(pa.field(name, pa.from_numpy_dtype(dtype), nullable=False) for name, dtype in KNOWN_FIELDS.items())],
+    [
+        *TRAJECTORY_SCHEMA,
+        *(pa.field(name, pa.from_numpy_dtype(dtype), nullable=False) for name, dtype in KNOWN_FIELDS.items()),
+    ],
     metadata=TRAJECTORY_SCHEMA.metadata,
 )
 """The trajectories with what replay knows of each: readable by anyone with pyarrow."""
@@ -33,81 +38,120 @@ class SnapshotError(RuntimeError):
     """A snapshot is missing, damaged or of another kind."""
 
 
-def write_snapshot(folder: str | os.PathLike[str], storage: Storage, waiting: Sequence[pa.RecordBatch], state: dict[str, Any]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A buffer's state."""
+
+    storage: Storage  # the table's rows
+    waiting: list[pa.RecordBatch]  # rows of the groups that wait, group by group; they have no key yet
+    images: Mapping[str, bytes]  # by SHA-256
+    state: dict[str, Any]  # the rest, what JSON can hold
+
+
+def write_snapshot(folder: str | os.PathLike[str], saved: Saved) -> None:
     """Write a snapshot; the one that was there stays valid until the new one is whole.
 
     Args:
         folder: made if missing, and used for snapshots of this buffer alone.
-        storage: the table's rows; not changed meanwhile.
-        waiting: rows of groups that wait, which have no key yet; stored behind the table's.
-        state: what JSON can hold.
+        saved: not changed meanwhile.
 
     Raises:
         OSError: when the folder can't be written.
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    rows_tmp, state_tmp = target / ".rows.tmp", target / ".state.tmp"
+    rows_tmp, images_tmp, state_tmp = target / ".rows.tmp", target / ".images.tmp", target / ".state.tmp"
     try:
-        with pa.OSFile(str(rows_tmp), "wb") as sink, pa.ipc.new_file(sink, SNAPSHOT_SCHEMA) as writer:
-            for batch in (*_saved_batches(storage), *map(_keyless, waiting)):
-                writer.write_batch(batch)
-        digest = _file_digest(rows_tmp)
-        rows_file = f"trajectories-{digest[:16]}.arrow"
-        counts = {"num_rows": len(storage), "num_waiting": len(waiting), "next_key": storage.next_key}
-        body = {"rows_file": rows_file, "rows_sha256": digest, **counts, "state": state}
+        _write_arrow(rows_tmp, SNAPSHOT_SCHEMA, (*_saved_batches(saved.storage), *map(_keyless, saved.waiting)))
+        parts = [("trajectories", rows_tmp)]
+        if saved.images:
+            _write_arrow(images_tmp, IMAGES_SCHEMA, _saved_images(saved.images))
+            parts.append(("images", images_tmp))
+        body: dict[str, Any] = {"num_rows": len(saved.storage), "num_waiting": len(saved.waiting), "layout": saved.storage.layout}
+        files = []
+        for part, temporary in parts:
+            digest = _file_digest(temporary)
+            files.append((temporary, f"{part}-{digest[:16]}.arrow"))
+            body |= {part: {"file": files[-1][1], "sha256": digest}}
+        body["state"] = saved.state
         state_tmp.write_text(json.dumps({"format": FORMAT, "sha256": _body_digest(body), "body": body}), encoding="utf-8")
-        for path, name in ((rows_tmp, rows_file), (state_tmp, STATE_FILE)):
+        for path, name in (*files, (state_tmp, STATE_FILE)):
             _sync(path)
             os.replace(path, target / name)
             _sync(target)
     finally:
-        rows_tmp.unlink(missing_ok=True)
-        state_tmp.unlink(missing_ok=True)
-    for old in target.glob("trajectories-*.arrow"):
-        if old.name != rows_file:
+        for path in (rows_tmp, images_tmp, state_tmp):
+            path.unlink(missing_ok=True)
+    for old in target.glob("*.arrow"):
+        if old.name not in {name for _, name in files}:
             old.unlink()
 
 
-def read_snapshot(folder: str | os.PathLike[str]) -> tuple[Storage, list[pa.RecordBatch], dict[str, Any]]:
+def read_snapshot(folder: str | os.PathLike[str]) -> Saved:
     """Read a snapshot back; the inverse of write_snapshot.
 
     Args:
         folder: with a snapshot.
 
     Returns:
-        The table's rows, those of the groups that wait, and the state.
+        What was saved.
 
     Raises:
         SnapshotError: when it's missing, damaged, of another format or of another schema; the message names the file.
     """
     body = _read_body(Path(folder) / STATE_FILE)
-    rows_path = Path(folder) / body["rows_file"]
-    if not rows_path.is_file():
-        raise SnapshotError(f"{rows_path} is missing, though {STATE_FILE} beside it names it")
-    found = _file_digest(rows_path)
-    if found != body["rows_sha256"]:
-        raise SnapshotError(f"{rows_path} is damaged: SHA-256 {found}, written as {body['rows_sha256']}")
+    rows_path = Path(folder) / body["trajectories"]["file"]
+    parts = [_saved_part(batch) for batch in _read_arrow(rows_path, body["trajectories"]["sha256"], SNAPSHOT_SCHEMA)]
+    num_stored = len(parts) - body["num_waiting"]
     try:
-        with pa.OSFile(str(rows_path)) as source, pa.ipc.open_file(source) as reader:
-            check_schema(reader.schema)
-            if not reader.schema.equals(SNAPSHOT_SCHEMA):
-                raise ValueError(f"its columns are {reader.schema.names}, not {SNAPSHOT_SCHEMA.names}")
-            parts = [_saved_part(reader.get_batch(i)) for i in range(reader.num_record_batches)]
-        num_stored = len(parts) - body["num_waiting"]
-        storage = Storage.rebuild(TRAJECTORY_SCHEMA, parts[:num_stored], next_key=body["next_key"])
-    except (pa.ArrowInvalid, ValueError) as error:
+        storage = Storage.rebuild(TRAJECTORY_SCHEMA, parts[:num_stored], body["layout"])
+    except ValueError as error:
         raise SnapshotError(f"{rows_path} can't be read: {error}") from error
     if len(storage) != body["num_rows"]:
         raise SnapshotError(f"{rows_path} holds {len(storage)} rows, {STATE_FILE} beside it says {body['num_rows']}")
-    return storage, [rows for rows, _ in parts[num_stored:]], body["state"]
+    images: dict[str, bytes] = {}
+    if "images" in body:
+        for batch in _read_arrow(Path(folder) / body["images"]["file"], body["images"]["sha256"], IMAGES_SCHEMA):
+            images |= zip(batch.column("sha256").to_pylist(), batch.column("content").to_pylist(), strict=True)
+    return Saved(storage=storage, waiting=[rows for rows, _ in parts[num_stored:]], images=images, state=body["state"])
+
+
+def _write_arrow(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def _read_arrow(path: Path, sha256: str, schema: pa.Schema) -> list[pa.RecordBatch]:
+    """The record batches of a file that is whole."""
+    if not path.is_file():
+        raise SnapshotError(f"{path} is missing, though {STATE_FILE} beside it names it")
+    found = _file_digest(path)
+    if found != sha256:
+        raise SnapshotError(f"{path} is damaged: SHA-256 {found}, written as {sha256}")
+    try:
+        with pa.OSFile(str(path)) as source, pa.ipc.open_file(source) as reader:
+            if schema is SNAPSHOT_SCHEMA:
+                check_schema(reader.schema)
+            if not reader.schema.equals(schema):
+                raise ValueError(f"its columns are {reader.schema.names}, not {schema.names}")
+            return [reader.get_batch(i) for i in range(reader.num_record_batches)]
+    except (pa.ArrowInvalid, ValueError) as error:
+        raise SnapshotError(f"{path} can't be read: {error}") from error
 
 
 def _saved_batches(storage: Storage) -> Iterator[pa.RecordBatch]:
-    for start in range(0, len(storage), ROWS_PER_BATCH):
-        positions = np.arange(start, min(start + ROWS_PER_BATCH, len(storage)))
-        known = [pa.array(storage.column(name)[positions]) for name in KNOWN_FIELDS]
-        yield pa.RecordBatch.from_arrays([*storage.gather(positions).columns, *known], schema=SNAPSHOT_SCHEMA)
+    places = storage.places
+    for start in range(0, len(places), ROWS_PER_BATCH):
+        part = places[start : start + ROWS_PER_BATCH]
+        known = [pa.array(storage.column(name)[part]) for name in KNOWN_FIELDS]
+        yield pa.RecordBatch.from_arrays([*storage.gather(part).columns, *known], schema=SNAPSHOT_SCHEMA)
+
+
+def _saved_images(images: Mapping[str, bytes]) -> Iterator[pa.RecordBatch]:
+    """One batch an image, so that none is copied together with the others."""
+    for name in sorted(images):
+        yield pa.RecordBatch.from_arrays([pa.array([name]), pa.array([images[name]], type=pa.binary())], schema=IMAGES_SCHEMA)
 
 
 def _keyless(rows: pa.RecordBatch) -> pa.RecordBatch:
@@ -117,8 +161,8 @@ def _keyless(rows: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _saved_part(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, dict[str, np.ndarray]]:
-    payload = pa.RecordBatch.from_arrays([batch.column(name) for name in TRAJECTORY_SCHEMA.names], schema=TRAJECTORY_SCHEMA)
-    return payload, {name: batch.column(name).to_numpy() for name in KNOWN_FIELDS}
+    payload = pa.RecordBatch.from_arrays([batch.column(i) for i in range(len(TRAJECTORY_SCHEMA))], schema=TRAJECTORY_SCHEMA)
+    return payload, {name: batch.column(len(TRAJECTORY_SCHEMA) + i).to_numpy() for i, name in enumerate(KNOWN_FIELDS)}
 
 
 def _read_body(path: Path) -> dict[str, Any]:

@@ -2,12 +2,17 @@
 
 Owns the memory of the trajectories and what is known of each row (key, version, priority, use count). Must not know modes, draws,
 groups or Ray. Rows never become Python objects: they are appended and gathered as Arrow arrays.
+
+A row has a place in arrays that are sorted by key, and keeps it until the storage packs itself. A row that leaves only marks its place,
+so that neither an append nor a removal moves the others; when the arrays are full and at least half of the places are left, the rows
+move together. Whoever keeps numbers by place is told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,42 +22,64 @@ KNOWN_FIELDS: dict[str, type] = {
     "key": np.int64,  # unique, increasing with insertion
     "version": np.int64,  # the oldest policy version that sampled one of the row's tokens
     "priority": np.float64,  # >= 0; |advantage| until someone updates it
+    "current_advantage": np.float32,  # as it arrived, until a newer group of the same prompt gives a better baseline
     "times_sampled": np.int64,
+    "tokens": np.int64,  # of prompt and response
+    "row_bytes": np.int64,  # the row's equal share of the batch it arrived in
+    "place": np.int64,  # where the row is in this table; draws depend on it in the last bit
 }
 """What is known of a row besides its payload."""
 
-ADDRESS_FIELDS: dict[str, type] = {"batch": np.int64, "row": np.int64}
-"""Where a row's payload is: the stored record batch and the row in it."""
+_STATE_FIELDS: dict[str, type] = {
+    "batch": np.int64,  # the stored record batch that holds the payload,
+    "row": np.int64,  # and the row in it
+    "alive": np.bool_,  # hasn't left
+    "open": np.bool_,  # consumed by a step: may be drawn as an older row, and may leave
+}
 
-NEAR_ROWS = 8  # wanted rows of a batch this close are copied as one run: a few rows more cost less than another slice
+FIRST_CAPACITY = 64
+DEAD_SHARE = 1 / 8  # of the rows' bytes: what rows that have left may still hold in batches that others keep
+ROWS_PER_BATCH = 256  # of the batches that packed rows move to
 
 
 @dataclass(slots=True)
 class _StoredBatch:
     data: pa.RecordBatch
     num_bytes: int  # asking Arrow anew walks through all columns
-    num_rows: int  # of its rows, those that haven't left
+    num_alive: int  # of its rows
+
+    @property
+    def dead_bytes(self) -> int:
+        """The share of the rows that left."""
+        return self.num_bytes - self.num_bytes * self.num_alive // self.data.num_rows
 
 
 class Storage:
-    """Rows sorted by key; a position is a row's place in that order and holds until the next append or removal.
+    """Rows sorted by key.
 
     Args:
         schema: of the record batches.
+        moved: told the former places [N] of the rows that are now at 0 to N - 1, and the number of places.
     """
 
-    def __init__(self, schema: pa.Schema) -> None:
+    def __init__(self, schema: pa.Schema, moved: Callable[[NDArray[np.int64], int], None] | None = None) -> None:
         self.schema = schema
-        # places [head, tail) hold rows; free places behind make appends cheap, those in front removals of the oldest
-        self._columns: dict[str, NDArray] = {name: np.empty(0, dtype=dtype) for name, dtype in {**KNOWN_FIELDS, **ADDRESS_FIELDS}.items()}
-        self._head = self._tail = 0
+        self.moved = moved or (lambda old, num_places: None)
+        self._columns: dict[str, NDArray] = {
+            name: np.zeros(FIRST_CAPACITY, dtype=dtype) for name, dtype in {**KNOWN_FIELDS, **_STATE_FIELDS}.items()
+        }
+        self._tail = 0  # places in use, those of rows that left included
+        self._head = 0  # no row is alive before it
+        self._num_alive = 0
         self._batches: dict[int, _StoredBatch] = {}
         self._next_key = 0
         self._next_batch = 0
-        self._num_bytes = 0
+        self._held_bytes = 0
+        self._dead_bytes = 0  # of the held ones, those of rows that left
+        self._row_bytes = 0
 
     def __len__(self) -> int:
-        return self._tail - self._head
+        return self._num_alive
 
     @property
     def next_key(self) -> int:
@@ -61,184 +88,269 @@ class Storage:
 
     @property
     def num_bytes(self) -> int:
-        """Payload bytes of the stored batches, rows that left a batch which is still there included."""
-        return self._num_bytes
+        """Bytes of the rows that are there."""
+        return self._row_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the stored batches, what rows that left still hold in them included."""
+        return self._held_bytes
 
     @property
     def num_batches(self) -> int:
         """Stored record batches."""
         return len(self._batches)
 
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """[N] places of the rows, by key."""
+        return np.flatnonzero(self._columns["alive"][self._head : self._tail]) + self._head
+
+    @property
+    def layout(self) -> dict[str, int]:
+        """Sizes of the arrays, on which later places depend."""
+        return {"tail": self._tail, "capacity": len(self._columns["key"]), "next_key": self._next_key}
+
     def column(self, name: str) -> NDArray:
-        """Look at one thing known of every row.
+        """Look at one thing known of every place, those of rows that left included.
 
         Args:
-            name: of KNOWN_FIELDS or ADDRESS_FIELDS.
+            name: of KNOWN_FIELDS, or ``batch``, ``row``, ``alive`` and ``open``.
 
         Returns:
-            [N] by position; a view, priorities and use counts may be written in place.
+            [places]; a view, priorities, advantages, use counts and ``open`` may be written in place.
         """
-        return self._columns[name][self._head : self._tail]
+        return self._columns[name][: self._tail]
 
-    def append(self, batch: pa.RecordBatch, *, versions: NDArray[np.int64], priorities: NDArray[np.float64]) -> NDArray[np.int64]:
+    def append(self, batch: pa.RecordBatch, known: Mapping[str, NDArray]) -> NDArray[np.int64]:
         """Store a record batch; it's kept as it is, so hand over one that owns its memory.
 
         Args:
             batch: R rows of the schema.
-            versions: [R] the oldest policy version of each row.
-            priorities: [R] float64 >= 0.
+            known: [R] each: ``version``, ``priority`` and, if they are anything else than 0, others of KNOWN_FIELDS.
 
         Returns:
-            [R] the rows' keys, increasing by one.
+            [R] the rows' places.
 
         Raises:
             ValueError: when the batch has another schema.
         """
         if not batch.schema.equals(self.schema):
             raise ValueError(f"replay stores {self.schema.names}, got a batch of {batch.schema.names}")
-        keys = np.arange(self._next_key, self._next_key + batch.num_rows, dtype=np.int64)
-        self._adopt(batch, {"key": keys, "version": versions, "priority": priorities, "times_sampled": np.zeros(len(keys), np.int64)})
-        self._next_key += batch.num_rows
-        return keys
+        num_rows = batch.num_rows
+        self._reserve(num_rows)
+        places = np.arange(self._tail, self._tail + num_rows)
+        self._tail += num_rows
+        fields = {
+            "current_advantage": np.zeros(num_rows),
+            "times_sampled": np.zeros(num_rows),
+            "tokens": np.zeros(num_rows),
+            "row_bytes": np.full(num_rows, -(-batch.nbytes // max(num_rows, 1))),
+            **known,
+            "key": np.arange(self._next_key, self._next_key + num_rows),
+            "place": places,
+            "open": False,
+        }
+        self._next_key += num_rows
+        self._enter(batch, places, fields)
+        return places
 
-    def positions(self, keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    def skip_keys(self, next_key: int) -> None:
+        """Let the next row have a key that's further on, for when rows between were lost.
+
+        Args:
+            next_key: ignored when it was passed already.
+        """
+        self._next_key = max(self._next_key, next_key)
+
+    def find(self, keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Find rows by key.
 
         Args:
             keys: [K] in any order.
 
         Returns:
-            [K] positions, meaningful only where the second array, [K] bool, says that the row is there.
+            [K] places, meaningful only where the second array, [K] bool, says that the row is there.
         """
         stored = self.column("key")
-        positions = np.searchsorted(stored, keys)
+        places = np.searchsorted(stored, keys)
         found = np.zeros(len(keys), dtype=bool)
-        inside = positions < len(stored)
-        found[inside] = stored[positions[inside]] == keys[inside]
-        return positions, found
+        inside = places < len(stored)
+        at = places[inside]
+        found[inside] = (stored[at] == keys[inside]) & self.column("alive")[at]
+        return places, found
 
-    def gather(self, positions: NDArray[np.int64]) -> pa.RecordBatch:
+    def first_open(self, num: int) -> NDArray[np.int64]:
+        """Find the open rows with the smallest keys, at a cost that grows with ``num`` and with the rows that wait among them.
+
+        Args:
+            num: how many.
+
+        Returns:
+            [K <= num] places.
+        """
+        window = 2 * num
+        while True:
+            end = min(self._head + window, self._tail)
+            found = np.flatnonzero(self._columns["alive"][self._head : end] & self._columns["open"][self._head : end]) + self._head
+            if len(found) >= num or end == self._tail:
+                return found[:num]
+            window *= 2
+
+    def gather(self, places: NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.RecordBatch:
         """Copy rows out.
 
         Args:
-            positions: [K] strictly increasing.
+            places: [K] of rows, in any order; one may be there twice.
+            columns: names of those to copy; None: all.
 
         Returns:
             The K rows in that order; the memory is the caller's.
         """
-        if len(positions) == 0:
-            return pa.RecordBatch.from_arrays([pa.array([], type=field.type) for field in self.schema], schema=self.schema)
-        batches, rows = self.column("batch")[positions], self.column("row")[positions]
-        # near rows of one batch are one zero-copy slice: the cost of a gather is its number of slices
-        breaks = (np.diff(batches) != 0) | (np.diff(rows) > NEAR_ROWS)
-        starts = np.concatenate([[0], np.flatnonzero(breaks) + 1])
-        sizes = np.diff(starts, append=len(rows))
-        first = rows[starts]
-        lengths = rows[starts + sizes - 1] - first + 1
+        names = self.schema.names if columns is None else list(columns)
+        schema = pa.schema([self.schema.field(name) for name in names], metadata=self.schema.metadata)
+        if len(places) == 0:
+            return pa.RecordBatch.from_arrays([pa.array([], type=field.type) for field in schema], schema=schema)
+        batches, rows = self._columns["batch"][places], self._columns["row"][places]
+        # neighbours of one batch are one zero-copy slice: the cost of a gather is its number of slices
+        starts = np.concatenate([[0], np.flatnonzero((np.diff(batches) != 0) | (np.diff(rows) != 1)) + 1])
+        lengths = np.diff(starts, append=len(rows))
+        parts = {number: self._batches[number].data for number in np.unique(batches).tolist()}
+        if columns is not None:
+            parts = {number: part.select(names) for number, part in parts.items()}
         slices = [
-            self._batches[batch].data.slice(row, length)
-            for batch, row, length in zip(batches[starts].tolist(), first.tolist(), lengths.tolist(), strict=True)
+            parts[batch].slice(row, length)
+            for batch, row, length in zip(batches[starts].tolist(), rows[starts].tolist(), lengths.tolist(), strict=True)
         ]
-        shifts = np.cumsum(lengths) - lengths - first  # from a row in its batch to its place among the slices
-        return pa.concat_batches(slices).take(pa.array(rows + np.repeat(shifts, sizes)))
+        return pa.concat_batches(slices)
 
-    def remove(self, leaving: NDArray[np.bool_]) -> int:
+    def remove(self, places: NDArray[np.int64]) -> int:
         """Forget rows; a batch goes with its last row.
 
         Args:
-            leaving: [N] bool by position.
+            places: [K] of rows, distinct.
 
         Returns:
             How many rows left.
         """
-        num_leaving = int(np.count_nonzero(leaving))
-        if num_leaving == 0:
+        if len(places) == 0:
             return 0
-        self._release(self.column("batch")[leaving])
-        num_kept = len(self) - num_leaving
-        for name, column in self._columns.items():
-            column[self._head : self._head + num_kept] = self.column(name)[~leaving]
-        self._tail = self._head + num_kept
-        return num_leaving
-
-    def remove_oldest(self, num: int) -> int:
-        """Forget the rows with the smallest keys, at a cost that doesn't depend on how many stay.
-
-        Args:
-            num: 0 <= num <= N.
-
-        Returns:
-            How many rows left.
-        """
-        self._release(self.column("batch")[:num])
-        self._head += num
-        return num
+        self._columns["alive"][places] = False
+        self._num_alive -= len(places)
+        self._row_bytes -= int(self._columns["row_bytes"][places].sum())
+        numbers, counts = np.unique(self._columns["batch"][places], return_counts=True)
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+            batch = self._batches[number]
+            self._dead_bytes -= batch.dead_bytes
+            batch.num_alive -= count
+            self._dead_bytes += batch.dead_bytes
+            if batch.num_alive == 0:
+                self._drop(number)
+        alive = self._columns["alive"][self._head : self._tail]
+        self._head = self._head + int(alive.argmax()) if self._num_alive else self._tail
+        if self._dead_bytes > DEAD_SHARE * (self._held_bytes - self._dead_bytes):
+            self._repack()
+        return len(places)
 
     def frozen_copy(self) -> Storage:
         """Copy what can change and share the batches, which can't: cheap, and safe to read in another thread."""
         copy = Storage(self.schema)
-        copy._columns = {name: self.column(name).copy() for name in self._columns}
-        copy._tail = len(self)
-        copy._batches = {number: _StoredBatch(batch.data, batch.num_bytes, batch.num_rows) for number, batch in self._batches.items()}
-        copy._next_key, copy._next_batch, copy._num_bytes = self._next_key, self._next_batch, self._num_bytes
+        copy._columns = {name: column.copy() for name, column in self._columns.items()}
+        copy._batches = {number: _StoredBatch(batch.data, batch.num_bytes, batch.num_alive) for number, batch in self._batches.items()}
+        for name in ("_tail", "_head", "_num_alive", "_next_key", "_next_batch", "_held_bytes", "_dead_bytes", "_row_bytes"):
+            setattr(copy, name, getattr(self, name))
         return copy
 
     @classmethod
-    def rebuild(cls, schema: pa.Schema, parts: Sequence[tuple[pa.RecordBatch, Mapping[str, NDArray]]], *, next_key: int) -> Storage:
+    def rebuild(
+        cls, schema: pa.Schema, parts: Sequence[tuple[pa.RecordBatch, Mapping[str, NDArray]]], layout: Mapping[str, Any]
+    ) -> Storage:
         """Put a storage together again from what was saved of it.
 
         Args:
             schema: of the batches.
-            parts: batches with what is known of their rows, [R] for each of KNOWN_FIELDS; keys rise over all parts.
-            next_key: of the saved storage.
+            parts: batches with what is known of their rows, [R] for each of KNOWN_FIELDS; keys and places rise over all parts.
+            layout: of the saved storage.
 
         Returns:
-            A storage with the same rows, keys and order.
+            A storage with the same rows, keys and places; no row of it is open.
 
         Raises:
-            ValueError: when keys don't rise or reach next_key.
+            ValueError: when keys or places don't rise or don't fit the layout.
         """
         storage = cls(schema)
+        for name, column in storage._columns.items():
+            storage._columns[name] = np.zeros(layout["capacity"], dtype=column.dtype)
+        keys = np.concatenate([known["key"] for _, known in parts]) if parts else np.empty(0, np.int64)
+        places = np.concatenate([known["place"] for _, known in parts]) if parts else np.empty(0, np.int64)
+        if np.any(np.diff(keys) <= 0) or np.any(keys < 0) or np.any(keys >= layout["next_key"]):
+            raise ValueError(f"keys must rise and stay below {layout['next_key']}")
+        if np.any(np.diff(places) <= 0) or np.any(places < 0) or np.any(places >= layout["tail"]) or layout["tail"] > layout["capacity"]:
+            raise ValueError(f"places must rise and stay below {layout['tail']}")
+        # between the rows stand the keys before them, so that a search still finds every row first
+        storage._columns["key"][: layout["tail"]] = -1
+        storage._columns["key"][places] = keys
+        np.maximum.accumulate(storage._columns["key"], out=storage._columns["key"])
+        storage._tail, storage._next_key = layout["tail"], layout["next_key"]
         for batch, known in parts:
-            storage._adopt(batch, known)
-        keys = storage.column("key")
-        if np.any(np.diff(keys) <= 0) or (len(keys) and keys[-1] >= next_key):
-            raise ValueError(f"keys must rise and stay below {next_key}")
-        storage._next_key = next_key
+            if batch.num_rows:
+                storage._enter(batch, known["place"], {**known, "open": False})
+        storage._head = int(places[0]) if len(places) else storage._tail
         return storage
 
-    def _adopt(self, batch: pa.RecordBatch, known: Mapping[str, NDArray]) -> None:
+    def _enter(self, batch: pa.RecordBatch, places: NDArray[np.int64], fields: Mapping[str, Any]) -> None:
         """Keep a batch and what is known of its rows."""
         if batch.num_rows == 0:
             return
-        self._reserve(batch.num_rows)
-        places = slice(self._tail, self._tail + batch.num_rows)
-        for name in KNOWN_FIELDS:
-            self._columns[name][places] = known[name]
+        for name, values in fields.items():
+            self._columns[name][places] = values
+        self._columns["alive"][places] = True
+        self._num_alive += len(places)
+        self._row_bytes += int(self._columns["row_bytes"][places].sum())
+        self._hold(batch, places)
+
+    def _hold(self, batch: pa.RecordBatch, places: NDArray[np.int64]) -> None:
+        """Let a batch hold the rows' payload."""
         self._columns["batch"][places] = self._next_batch
         self._columns["row"][places] = np.arange(batch.num_rows)
-        self._tail += batch.num_rows
         self._batches[self._next_batch] = _StoredBatch(batch, batch.nbytes, batch.num_rows)
-        self._num_bytes += self._batches[self._next_batch].num_bytes
+        self._held_bytes += self._batches[self._next_batch].num_bytes
         self._next_batch += 1
 
     def _reserve(self, num_rows: int) -> None:
-        """Make free places behind the rows; doubling keeps the mean cost of an append constant."""
-        if self._tail + num_rows <= len(self._columns["key"]):
+        """Make places behind the rows, by moving the rows together or by doubling; either way the mean cost of an append is constant."""
+        capacity = len(self._columns["key"])
+        if self._tail + num_rows <= capacity:
             return
-        size = len(self)
-        for name in self._columns:
-            grown = np.empty(2 * (size + num_rows), dtype=self._columns[name].dtype)
-            grown[:size] = self.column(name)
-            self._columns[name] = grown
-        self._head, self._tail = 0, size
+        old = self.places
+        while 2 * (len(old) + num_rows) > capacity:
+            capacity *= 2
+        for name, column in self._columns.items():
+            moved = np.zeros(capacity, dtype=column.dtype)
+            moved[: len(old)] = column[old]
+            self._columns[name] = moved
+        self._columns["place"][: len(old)] = np.arange(len(old))
+        self._head, self._tail = 0, len(old)
+        self.moved(old, len(old))
 
-    def _release(self, batches: NDArray[np.int64]) -> None:
-        """Count rows off their batches, one entry a leaving row."""
-        numbers, counts = np.unique(batches, return_counts=True)
-        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
-            batch = self._batches[number]
-            batch.num_rows -= count
-            if batch.num_rows == 0:
-                self._num_bytes -= batch.num_bytes
-                del self._batches[number]
+    def _drop(self, number: int) -> None:
+        """Let go of a batch."""
+        batch = self._batches.pop(number)
+        self._held_bytes -= batch.num_bytes
+        self._dead_bytes -= batch.dead_bytes
+
+    def _repack(self) -> None:
+        """Move the rows of the emptiest batches into new ones, until rows that left hold half of what they may."""
+        emptiest = sorted(self._batches, key=lambda number: (self._batches[number].num_alive / self._batches[number].data.num_rows, number))
+        excess = self._dead_bytes - DEAD_SHARE / 2 * (self._held_bytes - self._dead_bytes)
+        chosen: list[int] = []
+        while excess > 0:
+            excess -= self._batches[emptiest[len(chosen)]].dead_bytes
+            chosen.append(emptiest[len(chosen)])
+        places = self.places
+        places = places[np.isin(self._columns["batch"][places], chosen)]
+        for start in range(0, len(places), ROWS_PER_BATCH):
+            part = places[start : start + ROWS_PER_BATCH]
+            self._hold(self.gather(part), part)
+        for number in chosen:
+            self._drop(number)

@@ -23,6 +23,8 @@ class WaitingGroup:
     rows: pa.RecordBatch  # [G] trajectories, of TRAJECTORY_SCHEMA
     versions: NDArray[np.int64]  # [G] the oldest of each row
     advantages: NDArray[np.float64]  # [G]
+    tokens: NDArray[np.int64]  # [G] of prompt and response
+    num_bytes: int  # of the rows
 
 
 class WaitingGroups:
@@ -93,7 +95,7 @@ class WaitingGroups:
             raise ValueError(f"turn {group.turn} of group {group.summary.group_id} is over or taken; the next one is {self._next_turn}")
         self._groups[group.turn] = group
         self._num_rows += group.rows.num_rows
-        self._num_bytes += group.rows.nbytes
+        self._num_bytes += group.num_bytes
         self._end = max(self._end, group.turn + 1)
         while self._gap in self._groups:
             self._gap += 1
@@ -122,7 +124,7 @@ class WaitingGroups:
         for group in taken:
             del self._groups[group.turn]
             self._num_rows -= group.rows.num_rows
-            self._num_bytes -= group.rows.nbytes
+            self._num_bytes -= group.num_bytes
         self._next_turn += num_groups
         return taken
 

@@ -12,7 +12,7 @@ from replay.buffer import ReplayBuffer, ReplayFullError
 from replay.plans import SelectionPlan
 from tests.fakes import make_group, make_trajectory
 
-SIGNAL_MODES = [mode for mode in ReplayMode if mode is not ReplayMode.none]
+SIGNAL_MODES = [mode for mode in ReplayMode if mode not in (ReplayMode.none, ReplayMode.prioritized)]
 
 
 def make_buffer(mode="episode", *, seed=0, **settings):

@@ -23,15 +23,18 @@ class Model:
 
     def __init__(self, mode):
         self.mode, self.known, self.waiting, self.older = mode, set(), [], []
+        self.waits = mode != "prioritized"  # else rows are in the table from their arrival on
 
     def insert(self, groups):
         new = [group for group in groups if group.group_id not in self.known]
-        num_waiting = sum(len(group.trajectories) for group in [*self.waiting, *new])
+        num_waiting = sum(len(group.trajectories) for group in [*(self.waiting if self.waits else []), *new])
         if num_waiting > CAPACITY:
             raise ReplayFullError
         self.known |= {group.group_id for group in new}
         self.waiting += new
         self.older = self.older[max(0, len(self.older) + num_waiting - CAPACITY) :]
+        if not self.waits:
+            self.older += [row for group in new for row in group.trajectories]
 
     def admits(self, group, trajectory):
         return self.mode == "none" or (group.is_effective and trajectory.advantage != 0)
@@ -40,6 +43,8 @@ class Model:
         """The rows that may be drawn as fresh and as older ones."""
         step, self.waiting = self.waiting[:num_groups], self.waiting[num_groups:]
         num_step = sum(len(group.trajectories) for group in step)
+        if not self.waits:
+            return set(), {row.trajectory_id for row in self.older}
         fresh = [row for group in step for row in group.trajectories if self.admits(group, row)]
         older = self.retire(self.older, num_step, version)
         self.older = self.retire([*older, *fresh], num_step, version)
@@ -56,7 +61,7 @@ class Model:
 
     @property
     def num_rows(self):
-        return len(self.older) + sum(len(group.trajectories) for group in self.waiting)
+        return len(self.older) + sum(len(group.trajectories) for group in self.waiting if self.waits)
 
 
 GROUP = st.tuples(st.integers(0, 7), st.integers(0, 4), st.sampled_from(PATTERNS))  # prompt, visit, rewards; repeats are retries
@@ -69,13 +74,15 @@ EVENT = st.one_of(
 )
 
 
-def stored_ids(buffer):
-    storage, _, _ = buffer.capture()
-    return storage.gather(np.arange(len(storage))).column("trajectory_id").to_pylist()
+def stored(buffer):
+    storage = buffer.capture().storage
+    return storage, storage.gather(storage.places).column("trajectory_id").to_pylist()
 
 
 def check_sample(drawn, fresh, older, *, updates, batch_size, mode):
     got = [row for shard in drawn.shards for row in sampled_from_arrow(shard)]
+    if mode == "prioritized" and len(older) > 0 and not got:
+        return  # nothing in the table has a priority
     assert len(got) == (updates * batch_size if fresh or older else 0)
     assert {row.trajectory.trajectory_id for row in got if row.fresh} <= fresh
     assert {row.trajectory.trajectory_id for row in got if not row.fresh} <= older
@@ -117,20 +124,21 @@ def test_the_buffer_behaves_like_the_model(mode, events):
             version += value
         elif kind == "priorities":
             keys = np.random.default_rng(value).integers(0, 40, 5)
-            assert buffer.update_priorities(keys, np.full(5, 0.5)) == sum(key in set(buffer.capture()[0].column("key")) for key in keys)
+            storage, _ = stored(buffer)
+            assert buffer.update_priorities(keys, np.full(5, 0.5)) == np.isin(keys, storage.column("key")[storage.places]).sum()
         else:
             with tempfile.TemporaryDirectory() as folder:
                 buffer.snapshot(folder)
                 buffer = ReplayBuffer(config, seed=1)
                 buffer.restore(folder)
-        assert stored_ids(buffer) == model.table
+        assert stored(buffer)[1] == model.table
         assert (len(buffer), buffer.ready_groups) == (model.num_rows, len(model.waiting))
         assert len(buffer) <= CAPACITY
         stats = buffer.stats()
         assert stats["size"] == stats["admitted"] - stats["removed"] - stats["evicted"]
 
 
-@pytest.mark.parametrize("mode", [mode.value for mode in ReplayMode])
+@pytest.mark.parametrize("mode", [mode.value for mode in ReplayMode if mode is not ReplayMode.prioritized])
 @given(arrival=st.permutations(range(12)), cuts=st.lists(st.integers(1, 4), min_size=12, max_size=12))
 @settings(max_examples=25, deadline=None)
 def test_draws_depend_on_the_turns_and_not_on_the_order_of_arrival(mode, arrival, cuts):

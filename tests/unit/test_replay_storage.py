@@ -1,4 +1,4 @@
-"""Storage: keys, gathering, removal by whole batches, and memory."""
+"""Storage: keys, places, gathering, removal by whole batches, and memory."""
 
 import numpy as np
 import pyarrow as pa
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from algorithms.schema import TRAJECTORY_SCHEMA, to_record_batch
-from replay.storage import Storage
+from replay.storage import DEAD_SHARE, KNOWN_FIELDS, Storage
 from tests.fakes import make_group
 
 NUMBERS = pa.schema([pa.field("n", pa.int64())])
@@ -18,56 +18,70 @@ def batch_of(*numbers):
 
 
 def append(storage, *numbers):
-    return storage.append(batch_of(*numbers), versions=np.array(numbers, int), priorities=np.array(numbers, float))
+    return storage.append(batch_of(*numbers), {"version": np.array(numbers, int), "priority": np.array(numbers, float)})
 
 
-def values(storage, positions=None):
-    return storage.gather(np.arange(len(storage)) if positions is None else np.array(positions)).column("n").to_pylist()
+def values(storage, places=None):
+    return storage.gather(storage.places if places is None else np.array(places)).column("n").to_pylist()
+
+
+def known(storage, name):
+    return storage.column(name)[storage.places].tolist()
 
 
 def test_keys_rise_and_are_never_given_again():
     storage = Storage(NUMBERS)
-    assert append(storage, 10, 11).tolist() == [0, 1]
-    storage.remove(np.array([True, True]))
-    assert append(storage, 12).tolist() == [2]
-    assert storage.column("key").tolist() == [2]
+    assert (append(storage, 10, 11).tolist(), known(storage, "key")) == ([0, 1], [0, 1])
+    storage.remove(storage.places)
+    append(storage, 12)
+    assert known(storage, "key") == [2]
     assert storage.next_key == 3
 
 
-def test_gather_across_batches_and_gaps():
+def test_gather_in_any_order_across_batches_and_gaps():
     storage = Storage(NUMBERS)
     for start in (0, 100, 200):
         append(storage, *range(start, start + 50))
-    assert values(storage, [0, 1, 30, 49, 50, 120, 149]) == [0, 1, 30, 49, 100, 220, 249]
+    places = np.array([149, 0, 1, 30, 49, 50, 1, 120])
+    assert values(storage, places) == [249, 0, 1, 30, 49, 100, 1, 220]
     assert values(storage, []) == []
     assert storage.gather(np.empty(0, int)).schema.equals(NUMBERS)
 
 
 def test_a_batch_goes_with_its_last_row():
     storage = Storage(NUMBERS)
-    append(storage, 1, 2)
-    append(storage, 3)
-    full = storage.num_bytes
-    storage.remove(np.array([True, False, False]))
-    assert (storage.num_batches, storage.num_bytes, values(storage)) == (2, full, [2, 3])
-    storage.remove_oldest(1)
-    assert (storage.num_batches, values(storage)) == (1, [3])
-    storage.remove_oldest(1)
-    assert (storage.num_batches, storage.num_bytes, len(storage)) == (0, 0, 0)
+    append(storage, *range(20))
+    append(storage, 30)
+    full = storage.held_bytes
+    storage.remove(storage.places[:1])
+    assert (storage.num_batches, storage.held_bytes, len(storage)) == (2, full, 20)
+    storage.remove(storage.places[:19])
+    assert (storage.num_batches, values(storage)) == (1, [30])
+    storage.remove(storage.places)
+    assert (storage.num_batches, storage.held_bytes, storage.num_bytes, len(storage)) == (0, 0, 0, 0)
 
 
-def test_positions_by_key():
+def test_find_by_key():
     storage = Storage(NUMBERS)
     append(storage, 5, 6, 7, 8)
-    storage.remove(np.array([False, True, False, False]))
-    positions, found = storage.positions(np.array([3, 0, 1, 99]))
+    storage.remove(np.array([1]))
+    places, found = storage.find(np.array([3, 0, 1, 99]))
     assert found.tolist() == [True, True, False, False]
-    assert positions[found].tolist() == [2, 0]
+    assert places[found].tolist() == [3, 0]
+
+
+def test_the_first_open_rows_are_those_with_the_smallest_keys():
+    storage = Storage(NUMBERS)
+    append(storage, *range(100))
+    storage.column("open")[30:] = True
+    storage.remove(np.array([31, 33]))
+    assert storage.first_open(4).tolist() == [30, 32, 34, 35]
+    assert len(storage.first_open(500)) == 68
 
 
 def test_another_schema_is_refused():
     with pytest.raises(ValueError, match="replay stores"):
-        Storage(TRAJECTORY_SCHEMA).append(batch_of(1), versions=np.zeros(1, int), priorities=np.zeros(1))
+        Storage(TRAJECTORY_SCHEMA).append(batch_of(1), {"version": np.zeros(1, int), "priority": np.zeros(1)})
 
 
 def test_a_frozen_copy_keeps_what_was():
@@ -75,26 +89,49 @@ def test_a_frozen_copy_keeps_what_was():
     append(storage, 1, 2, 3)
     copy = storage.frozen_copy()
     storage.column("priority")[:] = 9
-    storage.remove_oldest(3)
+    storage.remove(storage.places)
     append(storage, 4)
-    assert (values(copy), copy.column("priority").tolist(), copy.next_key) == ([1, 2, 3], [1.0, 2.0, 3.0], 3)
+    assert (values(copy), known(copy, "priority"), copy.next_key) == ([1, 2, 3], [1.0, 2.0, 3.0], 3)
 
 
-def test_rebuild_checks_the_keys():
-    known = {"key": np.array([3, 3]), "version": np.zeros(2, int), "priority": np.zeros(2), "times_sampled": np.zeros(2, int)}
+def test_whoever_keeps_numbers_by_place_is_told_of_moves():
+    moves = []
+    storage = Storage(NUMBERS, moved=lambda old, num_places: moves.append((old.tolist(), num_places)))
+    append(storage, *range(60))
+    storage.remove(np.arange(58))
+    append(storage, *range(100, 110))  # 64 places are full, nearly all of them left: the rows move to the front
+    assert moves == [([58, 59], 2)]
+    assert values(storage) == [58, 59, *range(100, 110)]
+    assert known(storage, "place") == list(range(12))
+
+
+def test_rebuild_gives_the_same_places_and_checks_them():
+    storage = Storage(NUMBERS)
+    append(storage, *range(50))
+    storage.remove(np.array([0, 3, 4, 49]))
+    parts = [(storage.gather(storage.places), {name: storage.column(name)[storage.places] for name in KNOWN_FIELDS})]
+    again = Storage.rebuild(NUMBERS, parts, storage.layout)
+    assert (values(again), again.places.tolist(), again.layout) == (values(storage), storage.places.tolist(), storage.layout)
+    places, found = again.find(np.array([0, 1, 3, 5, 49]))
+    assert (found.tolist(), places[found].tolist()) == ([False, True, False, True, False], [1, 5])
+    assert append(again, 77).tolist() == append(storage, 77).tolist()
+    batch, columns = parts[0]
     with pytest.raises(ValueError, match="keys must rise"):
-        Storage.rebuild(NUMBERS, [(batch_of(1, 2), known)], next_key=9)
+        Storage.rebuild(NUMBERS, [(batch, {**columns, "key": columns["key"] // 2})], storage.layout)
     with pytest.raises(ValueError, match="stay below 4"):
-        Storage.rebuild(NUMBERS, [(batch_of(1, 2), {**known, "key": np.array([3, 4])})], next_key=4)
+        Storage.rebuild(NUMBERS, parts, {**storage.layout, "next_key": 4})
+    with pytest.raises(ValueError, match="places must rise"):
+        Storage.rebuild(NUMBERS, [(batch, {**columns, "place": columns["place"][::-1]})], storage.layout)
 
 
 def test_trajectories_come_out_as_they_went_in():
     storage = Storage(TRAJECTORY_SCHEMA)
     batches = [to_record_batch(make_group(f"p{i}", rewards=[1, 0, 0], response_tokens=i + 1).trajectories) for i in range(4)]
     for batch in batches:
-        storage.append(batch, versions=np.zeros(3, int), priorities=np.ones(3))
+        storage.append(batch, {"version": np.zeros(3, int), "priority": np.ones(3)})
     rows = pa.Table.from_batches(batches).to_pylist()
-    assert storage.gather(np.array([1, 4, 5, 11])).to_pylist() == [rows[i] for i in (1, 4, 5, 11)]
+    assert storage.gather(np.array([11, 1, 4, 5, 1])).to_pylist() == [rows[i] for i in (11, 1, 4, 5, 1)]
+    assert storage.gather(np.array([2]), ["reward", "group_id"]).to_pylist() == [{k: rows[2][k] for k in ("reward", "group_id")}]
 
 
 @given(
@@ -104,17 +141,23 @@ def test_trajectories_come_out_as_they_went_in():
 )
 def test_storage_behaves_like_a_list(events):
     storage, model, count = Storage(NUMBERS), [], 0
+    moved = []
+    storage.moved = lambda old, num_places: moved.append(num_places)
     for kind, number in events:
         if kind == "append":
             append(storage, *range(count, count + number))
             model += range(count, count + number)
             count += number
         elif kind == "oldest":
-            gone = storage.remove_oldest(min(number, len(model)))
-            model = model[gone:]
+            leaving = storage.places[:number]
+            storage.remove(leaving)
+            model = model[len(leaving) :]
         else:
             leaving = np.random.default_rng(number).random(len(model)) < number / 99
-            storage.remove(leaving)
+            storage.remove(storage.places[leaving])
             model = [value for value, leaves in zip(model, leaving, strict=True) if not leaves]
-        assert values(storage) == model == storage.column("key").tolist() == storage.column("version").tolist()
+        assert values(storage) == model == known(storage, "key") == known(storage, "version")
+        assert len(storage) == len(model)
         assert (storage.num_batches == 0) == (len(model) == 0) == (storage.num_bytes == 0)
+        # what rows that left still hold is bounded, in whatever order rows leave
+        assert storage.held_bytes <= (1 + DEAD_SHARE) * 8 * len(model) + 8 * max(storage.num_batches, 1)

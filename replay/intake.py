@@ -1,0 +1,135 @@
+"""The door of the buffer: what is checked and copied of a batch that arrives, and the groups that wait behind it.
+
+Owns turns and the ids of the groups that came. Must not know the table, draws or Ray.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from algorithms.schema import TRAJECTORY_SCHEMA
+from replay.groups import Arrivals, GroupSummary, read_arrivals, take_rows
+from replay.waiting import WaitingGroup, WaitingGroups
+
+REMEMBERED_GROUPS = 65536  # ids kept to recognise a retried insert, which follows the first within minutes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Admitted:
+    """A checked insert that is not carried out yet."""
+
+    arrivals: Arrivals
+    turns: list[int]  # of the new groups
+    encoded: pa.Buffer  # their rows as one Arrow IPC message, which owns their memory
+    images: Mapping[str, bytes]  # by SHA-256, those that come with the rows
+
+    @property
+    def rows(self) -> pa.RecordBatch:
+        """The rows, group by group; they share the message's memory."""
+        return pa.ipc.read_record_batch(self.encoded, TRAJECTORY_SCHEMA)
+
+
+class Intake:
+    """Groups on their way into the table."""
+
+    def __init__(self) -> None:
+        self.waiting = WaitingGroups()
+        self.arrived: deque[GroupSummary] = deque(maxlen=REMEMBERED_GROUPS)  # in the table already, for the next step's figures
+        self._known: dict[str, None] = {}  # group ids in the order of arrival
+
+    def admit(self, batch: pa.RecordBatch, turns: Mapping[str, int] | None, images: Mapping[str, bytes]) -> Admitted:
+        """Check a batch and copy what is new, without a change.
+
+        Args:
+            batch: of TRAJECTORY_SCHEMA, whole groups.
+            turns: by group id; None: behind all others.
+            images: bytes by SHA-256.
+
+        Returns:
+            What would be inserted.
+
+        Raises:
+            ValueError: when the batch has another schema or impossible values, or a turn is missing or taken by another group.
+        """
+        arrivals = read_arrivals(batch, known=self._known)
+        # a copy: the batch may lie in the object store, and rows that stay here for long must not pin it
+        encoded = take_rows(batch, arrivals.rows).serialize()
+        return Admitted(arrivals=arrivals, turns=self._turns_of(arrivals, turns), encoded=encoded, images=images)
+
+    def queue(self, admitted: Admitted) -> None:
+        """Let admitted groups wait for their turns.
+
+        Args:
+            admitted: of admit, since when nothing else was queued.
+        """
+        self._wait(admitted.rows, admitted.arrivals, admitted.turns)
+        self._known.update(dict.fromkeys(summary.group_id for summary in admitted.arrivals.summaries))
+        while len(self._known) > REMEMBERED_GROUPS:
+            del self._known[next(iter(self._known))]
+
+    def state(self) -> dict[str, Any]:
+        """The turns and ids, as JSON can hold them."""
+        return {
+            "next_turn": self.waiting.next_turn,
+            "turns": {group.summary.group_id: group.turn for group in self.waiting.all()},
+            "arrived": [asdict(summary) for summary in self.arrived],
+            "known_groups": list(self._known),
+        }
+
+    @classmethod
+    def restore(cls, waiting: Sequence[pa.RecordBatch], state: Mapping[str, Any]) -> Intake:
+        """Bring back what was saved.
+
+        Args:
+            waiting: rows of the groups that waited.
+            state: of the former intake.
+
+        Returns:
+            Its equal.
+        """
+        intake = cls()
+        intake.waiting = WaitingGroups(next_turn=state["next_turn"])
+        for rows in waiting:
+            arrivals = read_arrivals(rows, known=())
+            intake._wait(rows, arrivals, [state["turns"][summary.group_id] for summary in arrivals.summaries])
+        intake.arrived.extend(GroupSummary(**summary) for summary in state["arrived"])
+        intake._known = dict.fromkeys(state["known_groups"])
+        return intake
+
+    def _turns_of(self, arrivals: Arrivals, turns: Mapping[str, int] | None) -> list[int]:
+        """The turn of each new group."""
+        names = [summary.group_id for summary in arrivals.summaries]
+        if turns is None:
+            return list(range(self.waiting.end_turn, self.waiting.end_turn + len(names)))
+        if missing := [name for name in names if name not in turns]:
+            raise ValueError(f"groups without a turn: {missing[:3]}")
+        found = [turns[name] for name in names]
+        for turn, name in zip(found, names, strict=True):
+            owner = self.waiting.taken_by(turn)
+            if owner is not None or turn < self.waiting.next_turn or found.count(turn) > 1:
+                raise ValueError(f"group {name} comes for turn {turn}, which is {f'taken by {owner}' if owner else 'over or given twice'}")
+        return found
+
+    def _wait(self, rows: pa.RecordBatch, arrivals: Arrivals, turns: Sequence[int]) -> None:
+        """Queue groups; the rows are the arrivals', in their order."""
+        start = 0
+        row_bytes = -(-rows.nbytes // max(rows.num_rows, 1))
+        for summary, turn in zip(arrivals.summaries, turns, strict=True):
+            end = start + summary.trajectories
+            self.waiting.add(
+                WaitingGroup(
+                    turn=turn,
+                    summary=summary,
+                    rows=rows.slice(start, end - start),
+                    versions=arrivals.versions[start:end],
+                    advantages=arrivals.advantages[start:end],
+                    tokens=arrivals.tokens[start:end],
+                    num_bytes=row_bytes * summary.trajectories,
+                )
+            )
+            start = end

@@ -1,0 +1,100 @@
+"""Weights under a tree of sums: a draw or a change costs the height of the tree, not the number of weights.
+
+Owns the numbers alone. Must not know rows, priorities, ages or Ray. One level of the tree is one array, a node the sum of FANOUT neighbours
+below it, so a level costs one NumPy operation for all draws of a call.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+FANOUT = 32  # a million weights are four levels; a row of 32 float64 is four cache lines
+
+
+class SumTree:
+    """Non-negative weights at places 0, 1, 2, ... that are drawn in proportion.
+
+    A node is recomputed from its children, never changed by a difference, so that rounding errors don't pile up; it is their running sum
+    from left to right, which depends on nothing but the weights and their places.
+    """
+
+    def __init__(self) -> None:
+        self._levels: list[NDArray[np.float64]] = [np.zeros(FANOUT)]
+
+    @property
+    def total(self) -> float:
+        """The sum of all weights."""
+        return float(np.cumsum(self._levels[-1])[-1])
+
+    def __getitem__(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Look weights up; places that were never set hold 0."""
+        leaves = self._levels[0]
+        inside = places < len(leaves)
+        return np.where(inside, leaves[np.where(inside, places, 0)], 0.0)
+
+    def set(self, places: NDArray[np.int64], weights: NDArray[np.float64] | float) -> None:
+        """Change weights.
+
+        Args:
+            places: [K] >= 0, distinct.
+            weights: [K] finite, >= 0.
+        """
+        if len(places) == 0:
+            return
+        self._reach(int(places.max()))
+        self._levels[0][places] = weights
+        nodes = places
+        for below, level in zip(self._levels, self._levels[1:], strict=False):
+            nodes = np.unique(nodes // FANOUT)
+            level[nodes] = np.cumsum(below.reshape(-1, FANOUT)[nodes], axis=1)[:, -1]
+
+    def reset(self, weights: NDArray[np.float64]) -> None:
+        """Replace all weights, at a cost that grows with their number.
+
+        Args:
+            weights: [N] finite, >= 0, of the places 0 to N - 1; all others get 0.
+        """
+        self._levels = [np.zeros(-(-max(len(weights), 1) // FANOUT) * FANOUT)]
+        self._levels[0][: len(weights)] = weights
+        while len(self._levels[-1]) > FANOUT:
+            self._add_level()
+
+    def find(self, shares: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Invert the cumulative distribution.
+
+        Args:
+            shares: [n] in [0, 1) of the total, which is above 0.
+
+        Returns:
+            [n] places; a weight of 0 is never found.
+        """
+        nodes = np.zeros(len(shares), dtype=np.int64)
+        rest = shares * self.total
+        bound = np.full(len(shares), self.total)
+        rows = np.arange(len(shares))
+        for level in reversed(self._levels):
+            children = level.reshape(-1, FANOUT)[nodes]
+            sums = np.cumsum(children, axis=1)
+            # below the node's own sum: rounding must not carry a draw past the last child that has a weight
+            rest = np.minimum(rest, np.nextafter(bound, 0.0))
+            chosen = np.count_nonzero(sums <= rest[:, None], axis=1)
+            bound = children[rows, chosen]
+            rest = rest - np.where(chosen > 0, sums[rows, np.maximum(chosen - 1, 0)], 0.0)
+            nodes = nodes * FANOUT + chosen
+        return nodes
+
+    def _reach(self, place: int) -> None:
+        """Grow so that the place exists; doubling keeps the mean cost of an append constant."""
+        size = len(self._levels[0])
+        if place < size:
+            return
+        leaves = np.zeros(-(-max(place + 1, 2 * size) // FANOUT) * FANOUT)
+        leaves[:size] = self._levels[0]
+        self.reset(leaves)
+
+    def _add_level(self) -> None:
+        sums = np.cumsum(self._levels[-1].reshape(-1, FANOUT), axis=1)[:, -1]
+        level = np.zeros(-(-len(sums) // FANOUT) * FANOUT)
+        level[: len(sums)] = sums
+        self._levels.append(level)
