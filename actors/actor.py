@@ -16,12 +16,14 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
+from actors.answers import EvaluatedAnswer
 from actors.engine import PromptRefusedError, RolloutEngine
 from actors.intake import WeightIntake, WeightReceipt
-from actors.worker import EvaluatedAnswer, RolloutRequest, RolloutWorker
+from actors.worker import RolloutRequest, RolloutWorker
+from algorithms.rethinking import RethinkingCounts
 from algorithms.schema import to_record_batch
 from algorithms.types import Prompt, RolloutGroup
-from conf.schema import Config
+from conf.schema import Config, EvaluationMode
 from tasks.errors import BadPromptError
 from tasks.grading import GraderPool
 from tasks.prompts import PromptEncoder, allowed_token_ids, load_tokenizer
@@ -36,7 +38,8 @@ class RolloutReceipt:
 
     delivered: tuple[str, ...]  # group ids that replay has accepted
     bad: tuple[tuple[str, str], ...]  # (group_id, reason) of prompts that can't be used
-    generated_tokens: int
+    generated_tokens: int  # y2s that were dropped included
+    rethinking: RethinkingCounts  # of the delivered groups
     busy_s: float  # from the call's arrival to its last group's acceptance
 
 
@@ -154,6 +157,7 @@ class RolloutActor:
             model=config.model,
             rollout=config.rollout,
             reward_config=config.reward,
+            rethinking=config.rethinking,
         )
         if self._replay is not None:
             self._outbox = Outbox(self._replay, timeout_s=config.replay.timeout_s)
@@ -176,36 +180,42 @@ class RolloutActor:
         """
         begin = time.monotonic()
         results = await asyncio.gather(*(self._roll_and_deliver(request) for request in requests))
-        delivered = [(request.group_id, result) for request, result in zip(requests, results, strict=True) if isinstance(result, int)]
-        bad = [(request.group_id, result) for request, result in zip(requests, results, strict=True) if isinstance(result, str)]
+        names = [request.group_id for request in requests]
+        delivered = [(name, result) for name, result in zip(names, results, strict=True) if isinstance(result, RethinkingCounts)]
+        bad = [(name, result) for name, result in zip(names, results, strict=True) if isinstance(result, str)]
+        counts = sum((result for _, result in delivered), RethinkingCounts())
         return RolloutReceipt(
             delivered=tuple(group_id for group_id, _ in delivered),
             bad=tuple(bad),
-            generated_tokens=sum(tokens for _, tokens in delivered),
+            generated_tokens=counts.generated_tokens,
+            rethinking=counts,
             busy_s=time.monotonic() - begin,
         )
 
-    async def _roll_and_deliver(self, request: RolloutRequest) -> int | str:
-        """The group's generated tokens, or the reason why its prompt is bad."""
+    async def _roll_and_deliver(self, request: RolloutRequest) -> RethinkingCounts | str:
+        """What it took to make the group, or the reason why its prompt is bad."""
         try:
-            group = await self._worker.rollout(request)
+            rolled = await self._worker.rollout(request)
         except (BadPromptError, PromptRefusedError) as error:
             return str(error)
-        await self._outbox.deliver(group, request.turn)
-        return sum(trajectory.num_response_tokens for trajectory in group.trajectories)
+        await self._outbox.deliver(rolled.group, request.turn)
+        return rolled.counts
 
-    async def evaluate(self, prompts: list[Prompt], max_response_tokens: int) -> tuple[list[EvaluatedAnswer], list[tuple[str, str]]]:
+    async def evaluate(
+        self, prompts: list[Prompt], max_response_tokens: int, mode: EvaluationMode = EvaluationMode.none
+    ) -> tuple[list[EvaluatedAnswer], list[tuple[str, str]]]:
         """Answer questions greedily.
 
         Args:
             prompts: the questions.
             max_response_tokens: limit of an answer.
+            mode: what counts as the answer.
 
         Returns:
             The answers, and (prompt_id, reason) of questions that can't be used.
         """
         results = await asyncio.gather(
-            *(self._worker.answer(prompt, max_response_tokens=max_response_tokens) for prompt in prompts), return_exceptions=True
+            *(self._worker.answer(prompt, max_response_tokens=max_response_tokens, mode=mode) for prompt in prompts), return_exceptions=True
         )
         answers: list[EvaluatedAnswer] = []
         bad: list[tuple[str, str]] = []
@@ -252,7 +262,7 @@ class RolloutActor:
         Returns:
             [R] nats, over the whole vocabulary at temperature 1.
         """
-        encoded = self._worker.encode(prompt)
+        encoded = await self._worker.encode(prompt)
         hashes = [ref.sha256 for ref in encoded.refs]
         logprobs = await self._running().score(encoded.token_ids, encoded.images, hashes, response_token_ids)
         return [float(value) for value in logprobs]

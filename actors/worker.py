@@ -1,4 +1,4 @@
-"""One prompt at a time through the engine: image, prompt tokens, n samples, grades, rewards, advantages, trajectories.
+"""One prompt at a time through the engine: image, prompt tokens, n samples, forced rethinking, grades, rewards, advantages, trajectories.
 
 Owns how a prompt becomes a rollout group and how a question is answered greedily. Must not know Ray, replay or the learner.
 """
@@ -6,50 +6,23 @@ Owns how a prompt becomes a rollout group and how a question is answered greedil
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL.Image import Image
 
+from actors.answers import Answerer, EvaluatedAnswer
+from actors.responses import Response, Scored
+from actors.rethinking import Rethinker, evaluation_recipe_of, recipe_of
+from actors.sampling import EncodedPrompt, Generator, Sampler
 from algorithms.advantages import group_advantages
-from algorithms.types import FinishReason, ImageRef, Prompt, RolloutGroup, Segment, Trajectory, VersionSpan
-from conf.schema import AlgorithmConfig, Extraction, ModelConfig, RewardConfig, RolloutConfig
+from algorithms.rethinking import RethinkingCounts, SecondResponse, accept, rethinks, transition
+from algorithms.types import Prompt, RolloutGroup, Trajectory
+from conf.schema import AlgorithmConfig, EvaluationMode, ModelConfig, Placement, RethinkingConfig, RewardConfig, RolloutConfig
+from conf.variants import resolved
 from tasks.grading import GraderPool
-from tasks.images import load_image
 from tasks.prompts import PromptEncoder
-from tasks.rewards import reward
-
-
-class Completion(Protocol):
-    """What the engine returns for one sample; arrays of length R."""
-
-    token_ids: NDArray[np.int32]
-    logprobs: NDArray[np.float32]
-    version_spans: tuple[VersionSpan, ...]
-    finish_reason: FinishReason
-    text: str
-
-
-class Generator(Protocol):
-    """The part of the engine that a worker uses (see actors.engine.RolloutEngine.generate)."""
-
-    async def generate(
-        self,
-        prompt_token_ids: NDArray[np.int32],
-        images: list[Image],
-        image_hashes: list[str],
-        *,
-        n: int,
-        temperature: float,
-        top_p: float,
-        max_tokens: int,
-        seed: int | None,
-        allowed_token_ids: list[int],
-        request_id: str,
-    ) -> list[Completion]:
-        """Sample n completions of one prompt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,27 +36,11 @@ class RolloutRequest:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluatedAnswer:
-    """One greedy answer to one question."""
+class RolledOut:
+    """A group, and what it took to make it."""
 
-    prompt_id: str
-    category: str
-    correct_strict: bool
-    correct_lenient: bool
-    grade_reason: str
-    finish_reason: FinishReason
-    num_response_tokens: int
-    response: str
-    answer: str  # gold
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EncodedPrompt:
-    """A prompt as the engine takes it."""
-
-    token_ids: NDArray[np.int32]  # [P], one image pad per image
-    images: list[Image]
-    refs: tuple[ImageRef, ...]
+    group: RolloutGroup
+    counts: RethinkingCounts
 
 
 class RolloutWorker:
@@ -98,6 +55,7 @@ class RolloutWorker:
         model: response limit.
         rollout: sampling settings.
         reward_config: which extraction counts and what an unfinished response earns.
+        rethinking: whether and how responses are made to go on.
     """
 
     def __init__(
@@ -111,129 +69,134 @@ class RolloutWorker:
         model: ModelConfig,
         rollout: RolloutConfig,
         reward_config: RewardConfig,
+        rethinking: RethinkingConfig | None = None,
     ) -> None:
-        self._engine = engine
-        self._encoder = encoder
-        self._grader = grader
-        self._allowed_token_ids = allowed_token_ids
         self._algorithm = algorithm
         self._model = model
         self._rollout = rollout
-        self._reward = reward_config
+        self._rethinking = resolved(rethinking or RethinkingConfig())
+        self._rethinker = Rethinker(encoder.tokenizer, allowed_token_ids, recipe_of(self._rethinking))
+        self._sampler = Sampler(
+            engine=engine,
+            encoder=encoder,
+            grader=grader,
+            allowed_token_ids=allowed_token_ids,
+            rollout=rollout,
+            reward_config=reward_config,
+        )
+        evaluation = Rethinker(encoder.tokenizer, allowed_token_ids, evaluation_recipe_of(self._rethinking))
+        self._answerer = Answerer(self._sampler, evaluation, words=self._rethinking.words)
 
-    def encode(self, prompt: Prompt) -> EncodedPrompt:
-        """Read the prompt's images and apply the chat template.
+    async def encode(self, prompt: Prompt) -> EncodedPrompt:
+        """Read the prompt's images and apply the chat template; see Sampler.encode."""
+        return await self._sampler.encode(prompt)
 
-        Args:
-            prompt: with image paths that this node can read.
-
-        Returns:
-            Token ids with one image pad per image, and the images with their content hashes.
-
-        Raises:
-            BadPromptError: for an unreadable image, a wrong number of markers, or too many tokens.
-        """
-        loaded = [load_image(path) for path in prompt.image_paths]
-        token_ids = self._encoder.encode(prompt, [image.size for image in loaded])
-        return EncodedPrompt(token_ids=token_ids, images=[i.image for i in loaded], refs=tuple(i.ref for i in loaded))
-
-    async def rollout(self, request: RolloutRequest) -> RolloutGroup:
-        """Sample, grade and score the group of one prompt.
+    async def rollout(self, request: RolloutRequest) -> RolledOut:
+        """Sample, make go on, grade and score the group of one prompt.
 
         Args:
             request: the prompt and the seed of its samples.
 
         Returns:
-            samples_per_prompt trajectories with rewards and advantages.
+            samples_per_prompt trajectories with rewards and advantages, more with rethinking.placement=append; and the counts.
 
         Raises:
             BadPromptError: when the prompt can't be used.
         """
-        encoded = await asyncio.to_thread(self.encode, request.prompt)
-        completions = await self._engine.generate(
-            encoded.token_ids,
-            encoded.images,
-            [ref.sha256 for ref in encoded.refs],
+        encoded = await self._sampler.encode(request.prompt)
+        completions = await self._sampler.sample(
+            encoded,
             n=self._algorithm.samples_per_prompt,
             temperature=self._rollout.temperature,
-            top_p=self._rollout.top_p,
             max_tokens=self._model.max_response_tokens,
             seed=request.seed,
-            allowed_token_ids=self._allowed_token_ids,
             request_id=request.group_id,
         )
-        golds = [request.prompt.answer] * len(completions)
-        grades = await self._grader.grade_many([c.text for c in completions], golds, request.prompt.answer_type)
-        strict = self._reward.extraction is Extraction.strict
-        scores = [grade.strict_score if strict else grade.lenient_score for grade in grades]
-        correct = [score == 1.0 for score in scores]
-        rewards = [
-            reward(correct=score == 1.0, finish_reason=c.finish_reason, invalid_reward=self._reward.invalid_reward, credit=score)
-            for score, c in zip(scores, completions, strict=True)
-        ]
-        advantages = group_advantages(np.array(rewards), kind=self._algorithm.advantage.value)
+        firsts = await self._sampler.score([Response.of(completion) for completion in completions], request.prompt)
+        seconds, counts = await self._rethink(request, encoded, firsts)
+        members: list[tuple[Scored, float | None]]  # a trajectory, and the reward that its y1 would have had
+        if self._rethinking.placement is Placement.append:
+            members = [(first, None) for first in firsts] + [(second, firsts[index].reward) for index, second in seconds.items()]
+        else:
+            members = [(seconds[i], first.reward) if i in seconds else (first, None) for i, first in enumerate(firsts)]
+        advantages = group_advantages(np.array([member.reward for member, _ in members]), kind=self._algorithm.advantage.value)
         trajectories = tuple(
-            Trajectory(
-                trajectory_id=f"{request.group_id}/{index}",
-                group_id=request.group_id,
-                prompt_id=request.prompt.prompt_id,
-                category=request.prompt.category,
-                source=request.prompt.source,
-                answer=request.prompt.answer,
-                prompt_token_ids=encoded.token_ids,
-                images=encoded.refs,
-                response_token_ids=completion.token_ids,
-                response_text=completion.text,
-                behavior_logprobs=completion.logprobs,
-                loss_mask=np.ones(len(completion.token_ids), dtype=np.bool_),
-                version_spans=completion.version_spans,
-                segments=(Segment(kind="y1", start=0, end=len(completion.token_ids)),),
-                reward=rewards[index],
-                advantage=float(advantages[index]),
-                correct=correct[index],
-                correct_strict=grades[index].strict,
-                correct_lenient=grades[index].lenient,
-                finish_reason=completion.finish_reason,
-            )
-            for index, completion in enumerate(completions)
+            _trajectory(request, encoded, member, index=index, advantage=float(advantages[index]), y1_reward=y1_reward)
+            for index, (member, y1_reward) in enumerate(members)
         )
-        return RolloutGroup(group_id=request.group_id, prompt_id=request.prompt.prompt_id, trajectories=trajectories)
+        group = RolloutGroup(group_id=request.group_id, prompt_id=request.prompt.prompt_id, trajectories=trajectories)
+        return RolledOut(group=group, counts=counts)
 
-    async def answer(self, prompt: Prompt, *, max_response_tokens: int) -> EvaluatedAnswer:
-        """Answer one question greedily and grade it.
+    async def answer(self, prompt: Prompt, *, max_response_tokens: int, mode: EvaluationMode = EvaluationMode.none) -> EvaluatedAnswer:
+        """Answer one question greedily; see Answerer.answer."""
+        return await self._answerer.answer(prompt, max_response_tokens=max_response_tokens, mode=mode)
 
-        Args:
-            prompt: the question.
-            max_response_tokens: limit of the answer.
-
-        Returns:
-            The graded answer.
-
-        Raises:
-            BadPromptError: when the question can't be used.
-        """
-        encoded = await asyncio.to_thread(self.encode, prompt)
-        (completion,) = await self._engine.generate(
-            encoded.token_ids,
-            encoded.images,
-            [ref.sha256 for ref in encoded.refs],
-            n=1,
-            temperature=0.0,
-            top_p=1.0,
-            max_tokens=max_response_tokens,
-            seed=None,
-            allowed_token_ids=self._allowed_token_ids,
-            request_id=f"evaluate/{prompt.prompt_id}",
+    async def _rethink(
+        self, request: RolloutRequest, encoded: EncodedPrompt, firsts: Sequence[Scored]
+    ) -> tuple[dict[int, Scored], RethinkingCounts]:
+        """The continuations that are kept, by the index of their y1, and what became of all."""
+        first_tokens = sum(len(first.response.token_ids) for first in firsts)
+        spontaneous = sum(rethinks(first.response.text, self._rethinking.words) for first in firsts)
+        counts = RethinkingCounts(rollouts=len(firsts), spontaneous=spontaneous, generated_tokens=first_tokens)
+        if not self._rethinking.enabled:
+            return {}, counts
+        plan = self._rethinker.plan(firsts, seed=request.seed, max_response_tokens=self._model.max_response_tokens)
+        completions = await asyncio.gather(
+            *(self._sampler.sample_second(encoded, c, request_id=f"{request.group_id}/{c.index}") for c in plan.continuations)
         )
-        grade = await self._grader.grade(completion.text, prompt.answer, prompt.answer_type)
-        return EvaluatedAnswer(
-            prompt_id=prompt.prompt_id,
-            category=prompt.category,
-            correct_strict=grade.strict,
-            correct_lenient=grade.lenient,
-            grade_reason=grade.reason,
-            finish_reason=completion.finish_reason,
-            num_response_tokens=len(completion.token_ids),
-            response=completion.text,
-            answer=prompt.answer,
+        joined = [self._rethinker.join(c, second) for c, second in zip(plan.continuations, completions, strict=True)]
+        seconds = await self._sampler.score(joined, request.prompt)
+        verdicts = accept(
+            [
+                SecondResponse(num_tokens=len(completion.token_ids), correct=second.correct, text=completion.text)
+                for completion, second in zip(completions, seconds, strict=True)
+            ],
+            self._rethinker.recipe,
         )
+        second_tokens = sum(len(completion.token_ids) for completion in completions)
+        trigger_tokens = sum(len(continuation.trigger_token_ids) for continuation in plan.continuations)
+        counts += RethinkingCounts(
+            forced=len(seconds),
+            kept=verdicts.count(None),
+            generated_tokens=second_tokens,
+            extra_tokens=trigger_tokens + second_tokens,
+            prefix_tokens=sum(completion.num_prompt_tokens for completion in completions),
+            cached_tokens=sum(completion.num_cached_tokens for completion in completions),
+            transitions=Counter(
+                transition(before=continuation.first.correct, after=second.correct)
+                for continuation, second in zip(plan.continuations, seconds, strict=True)
+            ),
+            skipped=plan.skipped,
+            dropped=Counter(verdict for verdict in verdicts if verdict is not None),
+        )
+        kept = zip(plan.continuations, seconds, verdicts, strict=True)
+        return {continuation.index: second for continuation, second, verdict in kept if verdict is None}, counts
+
+
+def _trajectory(
+    request: RolloutRequest, encoded: EncodedPrompt, scored: Scored, *, index: int, advantage: float, y1_reward: float | None
+) -> Trajectory:
+    response, prompt = scored.response, request.prompt
+    return Trajectory(
+        trajectory_id=f"{request.group_id}/{index}",
+        group_id=request.group_id,
+        prompt_id=prompt.prompt_id,
+        category=prompt.category,
+        source=prompt.source,
+        answer=prompt.answer,
+        prompt_token_ids=encoded.token_ids,
+        images=encoded.refs,
+        response_token_ids=response.token_ids,
+        response_text=response.text,
+        behavior_logprobs=response.logprobs,
+        loss_mask=response.loss_mask,
+        version_spans=response.version_spans,
+        segments=response.segments,
+        reward=scored.reward,
+        y1_reward=y1_reward,
+        advantage=advantage,
+        correct=scored.correct,
+        correct_strict=scored.grade.strict,
+        correct_lenient=scored.grade.lenient,
+        finish_reason=response.finish_reason,
+    )

@@ -1,4 +1,4 @@
-"""The policy loss: a clipped surrogate with three policies kept apart. Pure functions over flat token tensors.
+"""The losses: a clipped surrogate with three policies kept apart, and imitation. Pure functions over flat token tensors.
 
 behavior sampled the tokens (mu), proximal is the learner when the batch arrived, policy is being optimised (pi).
 """
@@ -51,6 +51,51 @@ def clipped_surrogate(
     ratio = torch.exp((policy_logprobs - proximal_logprobs.detach()).clamp(max=LOG_RATIO_BOUND))
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     return -behavior_weights.detach() * torch.minimum(ratio * advantages, clipped * advantages)
+
+
+def negative_log_likelihood(policy_logprobs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Sum up -w log pi: the term that imitates right rethinking (VL-Rethinker, arXiv 2504.08837, section 3.3).
+
+    Args:
+        policy_logprobs: [N] float32, nats, with gradient.
+        weights: [N] float32, 0 where a token is not to be imitated.
+
+    Returns:
+        The sum, a scalar.
+
+    Raises:
+        ValueError: when the shapes disagree.
+    """
+    check_flat(policy_logprobs=policy_logprobs, weights=weights)
+    chosen = weights != 0  # a log-prob of minus infinity elsewhere must not make it NaN
+    return -(weights[chosen] * policy_logprobs[chosen]).sum()
+
+
+def imitation_weights(
+    correct: torch.Tensor, rewards: torch.Tensor, y1_rewards: torch.Tensor, *, factor: Literal["none", "gain"]
+) -> torch.Tensor:
+    """How much each trajectory is imitated, before the weight and the normaliser of the whole term.
+
+    A trajectory that was not made to go on, or whose final answer is wrong, is not. ``gain`` multiplies by r(y2) - r(y1), what going on
+    was good for.
+
+    Args:
+        correct: [S] bool, of the final answer.
+        rewards: [S] float32.
+        y1_rewards: [S] float32, of y1 alone; NaN: nothing was forced.
+        factor: which of the two.
+
+    Returns:
+        [S] float32, at least 0.
+
+    Raises:
+        ValueError: when the shapes disagree or the factor is unknown.
+    """
+    check_flat(correct=correct, rewards=rewards, y1_rewards=y1_rewards)
+    if factor not in ("none", "gain"):
+        raise ValueError(f"unknown NLL factor {factor!r}: none or gain")
+    values = (rewards - y1_rewards).clamp(min=0.0) if factor == "gain" else torch.ones_like(rewards)
+    return torch.where(correct & ~y1_rewards.isnan(), values, 0.0)
 
 
 def sequence_weights(

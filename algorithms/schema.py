@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from algorithms.types import ImageRef, SampledTrajectory, Segment, Trajectory, VersionSpan
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _IMAGE = pa.struct([("path", pa.string()), ("sha256", pa.string())])
 _SPAN = pa.struct([("start", pa.int32()), ("end", pa.int32()), ("version", pa.int64())])
@@ -35,6 +35,7 @@ TRAJECTORY_SCHEMA = pa.schema(
         pa.field("version_spans", pa.list_(_SPAN), nullable=False),
         pa.field("segments", pa.list_(_SEGMENT), nullable=False),
         pa.field("reward", pa.float32(), nullable=False),
+        pa.field("y1_reward", pa.float32()),
         pa.field("advantage", pa.float32(), nullable=False),
         pa.field("correct", pa.bool_(), nullable=False),
         pa.field("correct_strict", pa.bool_(), nullable=False),

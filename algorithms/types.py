@@ -104,6 +104,7 @@ class Trajectory:
     version_spans: tuple[VersionSpan, ...]  # cover [0, R) without gaps
     segments: tuple[Segment, ...]  # cover [0, R) without gaps
     reward: float
+    y1_reward: float | None = None  # what y1 alone would have earned; None: nothing was forced
     advantage: float
     correct: bool  # by the extraction mode that the reward uses
     correct_strict: bool

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from ray.actor import ActorHandle
 
+from algorithms.rethinking import RethinkingCounts
 from cluster.admission import Admission
 from cluster.bad_rows import BadRows
 from cluster.fleet import RolloutFleet
@@ -59,6 +60,7 @@ class Controller:
     after_step: StepHook
     step: int = 0
     generated_tokens: int = 0
+    rethinking: RethinkingCounts = field(default_factory=RethinkingCounts)  # of what was delivered since the last step
     _handed_out: int = 0
     _calls: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -111,6 +113,7 @@ class Controller:
         self._admission.finish(accepted=len(receipt.delivered), dropped=len(receipt.bad))
         self._handed_out += num_prompts
         self.generated_tokens += receipt.generated_tokens
+        self.rethinking += receipt.rethinking
         row_ids = {request.group_id: request.prompt.prompt_id for request in requests}
         self.bad_rows.report(((row_ids[group_id], reason) for group_id, reason in receipt.bad), handed_out=self._handed_out)
 
@@ -129,6 +132,7 @@ class Controller:
             metrics = {
                 **sampled,
                 **trained,
+                **self.rethinking.metrics(),
                 "time/rollout_s": self.fleet.busy.take(),
                 "time/replay_wait_s": drawn - begin,
                 "time/update_s": updated - drawn,
@@ -138,6 +142,7 @@ class Controller:
                 "tokens/generated": float(self.generated_tokens),
                 "data/bad_rows": float(self.bad_rows.count),
             }
+            self.rethinking = RethinkingCounts()
             await self.after_step(self.step, metrics)
 
     async def _sample(self) -> tuple[dict[str, float], list]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.worker import EvaluatedAnswer
+from actors.answers import EvaluatedAnswer
 from algorithms.types import Prompt
 from tasks.dataset import PromptDataset
 

@@ -18,14 +18,15 @@ from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.actor import RolloutActor, RolloutReceipt
+from actors.answers import EvaluatedAnswer
 from actors.engine import EngineError
 from actors.intake import WeightReceipt
-from actors.worker import EvaluatedAnswer, RolloutRequest
+from actors.worker import RolloutRequest
 from algorithms.types import Prompt
 from cluster.replica import BusyClock, Replica, ReplicaLostError
 from cluster.waiting import answer_within
 from conf.resources import rollout_bundle
-from conf.schema import Config
+from conf.schema import Config, EvaluationMode
 from weights.manifest import Shipment
 
 logger = logging.getLogger(__name__)
@@ -176,12 +177,15 @@ class RolloutFleet:
         call = replica.actor.score.remote(prompt, response_token_ids)
         return await self._answer(replica, call, self.config.weights.timeout_s, "to score the probe")
 
-    async def evaluate(self, prompts: Sequence[Prompt], *, max_response_tokens: int) -> tuple[list[EvaluatedAnswer], list[tuple[str, str]]]:
+    async def evaluate(
+        self, prompts: Sequence[Prompt], *, max_response_tokens: int, mode: EvaluationMode = EvaluationMode.none
+    ) -> tuple[list[EvaluatedAnswer], list[tuple[str, str]]]:
         """Answer questions greedily on all replicas.
 
         Args:
             prompts: the questions.
             max_response_tokens: limit of an answer.
+            mode: what counts as the answer.
 
         Returns:
             Answers in the questions' order, and (prompt_id, reason) of those that can't be used.
@@ -196,7 +200,7 @@ class RolloutFleet:
         async def work(replica: Replica) -> None:
             while waiting:
                 number = waiting.popleft()
-                call = replica.actor.evaluate.remote(chunks[number], max_response_tokens)
+                call = replica.actor.evaluate.remote(chunks[number], max_response_tokens, mode)
                 try:
                     task = f"to answer {len(chunks[number])} questions"
                     results[number] = await self._answer(replica, call, self.config.rollout.timeout_s, task)

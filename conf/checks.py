@@ -14,6 +14,7 @@ from pathlib import Path
 from conf.data_checks import data_rules
 from conf.loading import ConfigError
 from conf.resources import resources_needed
+from conf.rethinking_checks import appends, rethinking_rules
 from conf.schema import AdvantageKind, BehaviorWeight, Config, Device, LossWeight, ProximalKind, ReplayMode
 from conf.staleness import staleness_bound
 
@@ -80,7 +81,7 @@ def check(config: Config, *, paths: bool = True) -> None:
     Raises:
         ConfigError: with the sentence of the first broken rule.
     """
-    training = (_sampling, _algorithm, _priorities, _replay, _replay_parts, _tokens, _rollout, _learner, data_rules, _model)
+    training = (_sampling, _algorithm, _priorities, _replay, _replay_parts, _tokens, _rollout, rethinking_rules, _learner, data_rules, _model)
     rules = (_ranges, _run, *training, _cluster, _evaluation)
     _refuse(config, (*rules, *([_paths] if paths else [])))
 
@@ -143,7 +144,7 @@ def _speaker(config: Config) -> _Speaker:
             return f"{key} = {value.value}"
         if value is None or isinstance(value, bool):
             return f"{key} = {'null' if value is None else str(value).lower()}"
-        return f"{key} = {value!r}"
+        return f"{key} = {list(value) if isinstance(value, tuple) else value!r}"
 
     return say
 
@@ -192,6 +193,9 @@ _BOUNDS = {  # lowest and highest value, both allowed
     "replay.min_size": (1, INFINITY),
     "replay.max_trajectories": (1, INFINITY),
     "replay.priority_exponent": (0.0, INFINITY),
+    "rethinking.cut_fraction": (0.0, 1.0),
+    "rethinking.fraction": (0.0, 1.0),
+    "rethinking.nll_weight": (0.0, INFINITY),
     "reward.grader_processes": (1, INFINITY),
     "reward.invalid_reward": (-INFINITY, 0.0),
     "rollout.gpu_memory_utilization": (0.01, 1.0),
@@ -286,7 +290,7 @@ def _priorities(config: Config, at: _Speaker) -> Iterator[str]:
 
 def _replay(config: Config, at: _Speaker) -> Iterator[str]:
     replay, staleness = config.replay, config.algorithm.max_staleness
-    room = staleness_bound(config).groups_ahead * config.algorithm.samples_per_prompt
+    room = staleness_bound(config).groups_ahead * config.algorithm.samples_per_prompt * (2 if appends(config) else 1)
     if replay.max_trajectories < room:
         yield (
             f"{at('replay.max_trajectories')} cannot hold what arrives between two draws: {trajectories_per_step(config)} trajectories a"

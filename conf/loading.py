@@ -86,7 +86,7 @@ def config_hash(*sections: object) -> str:
         if not dataclasses.is_dataclass(section) or isinstance(section, type):
             raise TypeError(f"config_hash takes settings, not {type(section).__name__}")
     plain = [{type(section).__name__: dataclasses.asdict(section)} for section in sections]  # type: ignore[call-overload]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=lambda choice: choice.value).encode()).hexdigest()[:16]
 
 
 def shipped_names() -> list[str]:
@@ -244,7 +244,7 @@ def _expected(hint: typing.Any) -> str:
     if typing.get_origin(hint) is dict:
         return "numbers by name like {first: 1, second: 2}"
     if typing.get_origin(hint) is tuple:
-        return f"{len(arguments)} numbers like [{', '.join(['0.9', '0.99'][: len(arguments)])}]"
+        return f"{len(arguments)} numbers like [{', '.join(['0.9', '0.99', '1.0'][: len(arguments)])}]"
     return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[hint]
 
 

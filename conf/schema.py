@@ -84,6 +84,42 @@ class EvaluationPrompt(str, Enum):
     suffix = "suffix"  # the question and its options, then data.prompt_suffix
 
 
+class RethinkingVariant(str, Enum):
+    """How forced rethinking is done (docs/rethinking.md)."""
+
+    blind = "blind"  # nothing looks at the gold answer before y2 is graded; every y2 is kept
+    paper_code = "paper_code"  # what the authors' code does, its label leak included; fixes most keys of the section
+
+
+class Placement(Enum):  # no str, whose method replace would be lost
+    """Where y1 + trigger + y2 goes."""
+
+    replace = "replace"  # in the place of its y1
+    append = "append"  # beside it, which makes the group larger
+
+
+class NllTokens(str, Enum):
+    """Which tokens of a right y1 + trigger + y2 the NLL term is on."""
+
+    y2 = "y2"
+    all = "all"  # also those of y1, and of the trigger where it is trained
+
+
+class NllWeight(str, Enum):
+    """What multiplies a trajectory's NLL term besides rethinking.nll_weight."""
+
+    none = "none"
+    gain = "gain"  # r(y2) - r(y1): nothing for a y2 that repeats a right y1
+
+
+class EvaluationMode(str, Enum):
+    """What counts as the answer to a held-out question."""
+
+    none = "none"  # y1
+    forced = "forced"  # the last answer of y1 + trigger + y2, also where y1 was right and y2 is not
+    bound = "bound"  # the better of both, which no policy can choose without knowing the answer
+
+
 class ImageSelection(str, Enum):
     """Which prompts a selection keeps, by their images."""
 
@@ -245,6 +281,34 @@ class AlgorithmConfig:
 
 
 @dataclass(frozen=True)
+class RethinkingConfig:
+    """Forced rethinking: y1 + trigger + y2 (docs/rethinking.md)."""
+
+    enabled: bool = False
+    variant: RethinkingVariant = RethinkingVariant.blind
+    fraction: float = 0.5  # q: of the first responses that ended by themselves
+    placement: Placement = Placement.replace
+    temperature: float | None = None  # of y2; null: rollout.temperature
+    cut_fraction: float = 0.0  # of the forced y1s that lose their answer before the trigger
+    self_verification: list[str] = field(
+        default_factory=lambda: ["\n\nWait, let's double check.", "\n\nWait, let me check the answer against the question."]
+    )
+    self_correction: list[str] = field(
+        default_factory=lambda: ["\n\nWait, there might be a mistake.", "\n\nWait, I may have misread something. Let me look again."]
+    )
+    self_questioning: list[str] = field(
+        default_factory=lambda: ["\n\nWait, does it seem right?", "\n\nWait, is there anything that I have overlooked?"]
+    )
+    category_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of the three above; within one all triggers are equally likely
+    nll_weight: float = 0.05  # of the NLL term on right y2s
+    nll_tokens: NllTokens = NllTokens.y2
+    nll_factor: NllWeight = NllWeight.none
+    words: list[str] = field(  # a response with one of them rethinks by itself
+        default_factory=lambda: ["wait", "alternatively", "let me check", "double check", "double-check", "re-examine", "reconsider"]
+    )
+
+
+@dataclass(frozen=True)
 class LearnerConfig:
     """The DeepSpeed learner group."""
 
@@ -278,6 +342,7 @@ class WeightsConfig:
 class EvaluationConfig:
     """Greedy accuracy on held-out questions."""
 
+    mode: EvaluationMode = EvaluationMode.none
     num_questions: int = 1000  # drawn with the run's seed, the same ones each time; 0: all
     every_steps: int = 0  # besides before and after training; 0: never
     max_response_tokens: int | None = None  # null: model.max_response_tokens
@@ -354,6 +419,7 @@ class Config:
     reward: RewardConfig = field(default_factory=RewardConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    rethinking: RethinkingConfig = field(default_factory=RethinkingConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

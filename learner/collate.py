@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from algorithms.types import ImageRef, Trajectory
+from algorithms.types import ImageRef, SegmentKind, Trajectory
 from learner.images import ImageCache, ProcessedImage
 from learner.packing import Row
 
 PADDING = -1  # in segment_ids
+KINDS: dict[SegmentKind, int] = {"y1": 0, "trigger": 1, "y2": 2}  # in segment_kinds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +52,7 @@ class LossTerms:
 
     coefficients: Sequence[float]  # [S] what takes the advantage's place
     weights: Sequence[float]  # [S] what the sample's summed token loss is multiplied by
+    nll_weights: Sequence[float] | None = None  # [S] what its summed NLL is multiplied by; None: zeros
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +75,8 @@ class MicroBatch:
     versions: torch.Tensor  # [N] int64, the policy version that produced the token
     coefficients: torch.Tensor  # [N] float32, of the sample
     weights: torch.Tensor  # [N] float32, of the sample
+    nll_weights: torch.Tensor  # [N] float32, of the sample
+    segment_kinds: torch.Tensor  # [N] int64, KINDS of the token's segment
     image_token_positions: torch.Tensor  # [K] int64, flat in B * T, in order
     image_feature_rows: torch.Tensor  # [K] int64: the row of the vision tower's output that belongs there
     image_index: torch.Tensor  # [O] int64: the distinct image of each occurrence, in the order of the rows
@@ -168,8 +172,8 @@ class _Layout:
         self._images = images
         self._merge_size = merge_size
         self._rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # ids, segments, offsets
-        # row, columns, labels, log-probs, versions, sample
-        self._predicted: list[tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]] = []
+        # row, columns, labels, log-probs, versions, segment kinds, sample
+        self._predicted: list[tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]] = []
         self._image_columns: list[tuple[int, np.ndarray]] = []  # row, columns of its image tokens
         self._distinct: dict[str, tuple[int, ProcessedImage]] = {}
         self.occurrences: list[int] = []
@@ -189,7 +193,7 @@ class _Layout:
             for sample in samples:
                 trajectory = trajectories[sample]
                 kept = slice(None) if masked else trajectory.loss_mask
-                sampled = trajectory.behavior_logprobs[kept], trajectory.token_versions[kept]
+                sampled = trajectory.behavior_logprobs[kept], trajectory.token_versions[kept], segment_kinds(trajectory)[kept]
                 self._predicted.append((len(self._rows), columns[kept], response[kept], *sampled, sample))
             start += len(response) - 1
         self._rows.append((np.concatenate(parts), np.concatenate(segments), np.concatenate(offsets)))
@@ -226,7 +230,9 @@ class _Layout:
         samples = np.array([sample for *_, sample in self._predicted], np.int64)
         zeros = np.zeros(len(samples), np.float32)
 
-        def of_samples(values: Sequence[float]) -> torch.Tensor:
+        def of_samples(values: Sequence[float] | None) -> torch.Tensor:
+            if values is None:
+                return torch.from_numpy(np.repeat(zeros, counts))
             return torch.from_numpy(np.repeat(np.asarray(values, np.float32)[samples] if len(samples) else zeros, counts))
 
         return MicroBatch(
@@ -237,10 +243,12 @@ class _Layout:
             logit_positions=_joined([row * width + columns for row, columns, *_ in self._predicted], np.int64),
             labels=_joined([labels for _, _, labels, *_ in self._predicted], np.int64),
             samples=torch.from_numpy(np.repeat(samples, counts)),
-            behavior_logprobs=_joined([logprobs for *_, logprobs, _, _ in self._predicted], np.float32),
-            versions=_joined([versions for *_, versions, _ in self._predicted], np.int64),
-            coefficients=of_samples(terms.coefficients) if terms else torch.from_numpy(np.repeat(zeros, counts)),
-            weights=of_samples(terms.weights) if terms else torch.from_numpy(np.repeat(zeros, counts)),
+            behavior_logprobs=_joined([logprobs for *_, logprobs, _, _, _ in self._predicted], np.float32),
+            versions=_joined([versions for *_, versions, _, _ in self._predicted], np.int64),
+            segment_kinds=_joined([kinds for *_, kinds, _ in self._predicted], np.int64),
+            coefficients=of_samples(terms and terms.coefficients),
+            weights=of_samples(terms and terms.weights),
+            nll_weights=of_samples(terms and terms.nll_weights),
             image_token_positions=_joined([row * width + columns for row, columns in self._image_columns], np.int64),
             **self._image_tensors(),
         )
@@ -258,6 +266,19 @@ class _Layout:
             "pixel_values": torch.cat([image.pixel_values for image in images]),
             "image_grid_thw": torch.stack([image.grid_thw for image in images]),
         }
+
+
+def segment_kinds(trajectory: Trajectory) -> np.ndarray:
+    """Say which segment each response token belongs to.
+
+    Args:
+        trajectory: whose segments cover its response.
+
+    Returns:
+        [R] int64 of KINDS.
+    """
+    segments = trajectory.segments
+    return np.repeat([KINDS[segment.kind] for segment in segments], [segment.end - segment.start for segment in segments])
 
 
 def _joined(parts: list[np.ndarray], dtype: type) -> torch.Tensor:

@@ -8,6 +8,8 @@ Every method is a collective: all ranks call it together, each with its own shar
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -16,11 +18,12 @@ import numpy as np
 import torch
 
 from algorithms.batching import split_microbatches
-from algorithms.losses import loss_coefficients, sequence_weights
+from algorithms.losses import imitation_weights, loss_coefficients, negative_log_likelihood, sequence_weights
 from algorithms.ratios import RatioSums
 from algorithms.types import SampledTrajectory, Trajectory
-from conf.schema import AlgorithmConfig, LearnerConfig
-from learner.collate import Collator, LossTerms, MicroBatch
+from conf.schema import AlgorithmConfig, LearnerConfig, NllTokens, RethinkingConfig
+from conf.variants import nll_weight, resolved, trains_triggers
+from learner.collate import KINDS, Collator, LossTerms, MicroBatch, segment_kinds
 from learner.deepspeed_engine import StepResult, TrainingEngine
 from learner.packing import SHARED_ROW_TOKENS, Row, pack_rows
 from learner.schedule import learning_rate
@@ -42,7 +45,8 @@ class UpdateResult:
     """What one optimizer update did, its sums still those of this rank alone."""
 
     step: StepResult | None  # None: there was nothing to train on
-    loss: float
+    loss: float  # without the NLL term
+    nll: float  # the NLL term before its weight
     ratios: RatioSums
     tokens: int  # that had a gradient, of all ranks
 
@@ -58,6 +62,7 @@ class PolicyUpdate:
         importance_exponent: beta of the ``corrected`` loss weight.
         max_response_tokens: the constant of ``dr_grpo``.
         num_steps: training steps of the whole run, for the learning rate.
+        rethinking: the NLL term, and whether triggers are trained; None: neither.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class PolicyUpdate:
         importance_exponent: float,
         max_response_tokens: int,
         num_steps: int,
+        rethinking: RethinkingConfig | None = None,
     ):
         self._engine = engine
         self._collator = collator
@@ -79,6 +85,9 @@ class PolicyUpdate:
         self._importance_exponent = importance_exponent
         self._max_response_tokens = max_response_tokens
         self._num_steps = num_steps
+        self._rethinking = resolved(rethinking or RethinkingConfig())
+        self._nll_weight = nll_weight(self._rethinking)
+        self._trains_triggers = trains_triggers(self._rethinking)
 
     def update(self, samples: Sequence[SampledTrajectory], *, step: int) -> dict[str, float]:
         """Take the training step's optimizer updates on the clipped surrogate.
@@ -152,18 +161,23 @@ class PolicyUpdate:
     def _optimize(self, plan: UpdatePlan, proximal: list[torch.Tensor] | None, rate: float, *, version: int, update: int) -> UpdateResult:
         """One optimizer update: the gradient of every micro-batch, then a step."""
         if plan.tokens == 0:
-            return UpdateResult(step=None, loss=0.0, ratios=RatioSums(), tokens=0)
-        ratios = RatioSums()
+            return UpdateResult(step=None, loss=0.0, nll=0.0, ratios=RatioSums(), tokens=0)
+        ratios, nll = RatioSums(), 0.0
 
         def surrogate(index: int, batch: MicroBatch, policy_logprobs: torch.Tensor) -> torch.Tensor:
-            nonlocal ratios
+            nonlocal ratios, nll
             recomputed = None if proximal is None else proximal[index]
+            if self._trains_triggers:
+                batch = _with_ratio_one(batch, policy_logprobs.detach() if recomputed is None else recomputed, version)
             loss, statistics = self._surrogate.loss(batch, policy_logprobs, recomputed, version=version, update=update)
             ratios += statistics
-            return loss
+            imitated = self._rethinking.nll_tokens is NllTokens.all or batch.segment_kinds == KINDS["y2"]
+            imitation = negative_log_likelihood(policy_logprobs, batch.nll_weights * imitated)
+            nll += float(imitation.detach())
+            return loss + self._nll_weight * imitation
 
-        loss = self._accumulate(plan, surrogate)
-        return UpdateResult(step=self._engine.step(rate), loss=loss, ratios=ratios, tokens=plan.tokens)
+        loss = self._accumulate(plan, surrogate) - self._nll_weight * nll
+        return UpdateResult(step=self._engine.step(rate), loss=loss, nll=nll, ratios=ratios, tokens=plan.tokens)
 
     def _accumulate(self, plan: UpdatePlan, loss_of: Callable[[int, MicroBatch, torch.Tensor], torch.Tensor]) -> float:
         """Add up the gradients of the plan's micro-batches; the sum of their losses, of this rank."""
@@ -188,8 +202,10 @@ class PolicyUpdate:
     def _plan(self, samples: list[SampledTrajectory]) -> UpdatePlan:
         """Cut one update's samples into micro-batches and work out what each weighs in the global batch.
 
-        A sample whose coefficient is 0 counts in the normalisers but has no gradient, so it isn't computed.
+        A sample without a coefficient and without an NLL term counts in the normalisers but has no gradient, so it isn't computed.
         """
+        if self._trains_triggers:
+            samples = [dataclasses.replace(sample, trajectory=_with_trained_triggers(sample.trajectory)) for sample in samples]
         coefficients = loss_coefficients(
             torch.tensor([sample.trajectory.advantage for sample in samples]),
             torch.tensor([sample.probability for sample in samples], dtype=torch.float64),
@@ -198,7 +214,15 @@ class PolicyUpdate:
             importance_exponent=self._importance_exponent,
         )
         trajectories = [sample.trajectory for sample in samples]
-        kept = coefficients.nonzero().flatten().tolist()
+        imitation = torch.zeros(len(samples))
+        if self._nll_weight:
+            imitation = imitation_weights(
+                torch.tensor([trajectory.correct for trajectory in trajectories], dtype=torch.bool),
+                torch.tensor([trajectory.reward for trajectory in trajectories]),
+                torch.tensor([math.nan if t.y1_reward is None else t.y1_reward for t in trajectories]),
+                factor=self._rethinking.nll_factor.value,
+            )
+        kept = ((coefficients != 0) | (imitation != 0)).nonzero().flatten().tolist()
         trained = [trajectories[index] for index in kept]
         counts = [_num_trained(trajectories), len(trajectories), _num_trained(trained)]
         total_tokens, total_sequences, tokens = self._engine.sum_over_ranks(counts)
@@ -211,7 +235,11 @@ class PolicyUpdate:
         )
         return UpdatePlan(
             trajectories=trained,
-            terms=LossTerms(coefficients=coefficients[kept].tolist(), weights=weights.tolist()),
+            terms=LossTerms(
+                coefficients=coefficients[kept].tolist(),
+                weights=weights.tolist(),
+                nll_weights=(imitation[kept] / max(total_tokens, 1.0)).tolist(),
+            ),
             microbatches=self._microbatches(trained),
             tokens=int(tokens),
         )
@@ -237,12 +265,15 @@ class PolicyUpdate:
         """Add the sums of all ranks, once a step, and turn them into the step metrics."""
         own = sum((result.ratios for result in results), RatioSums())
         names = [field.name for field in fields(RatioSums)]
-        loss, *sums = self._engine.sum_over_ranks([sum(r.loss for r in results), *(getattr(own, name) for name in names)])
+        losses = [sum(result.loss for result in results), sum(result.nll for result in results)]
+        loss, nll, *sums = self._engine.sum_over_ranks([*losses, *(getattr(own, name) for name in names)])
         taken = [result for result in results if result.step is not None]
         applied = [result for result in taken if result.step.applied]
         metrics = RatioSums(**dict(zip(names, sums, strict=True))).metrics()
         if taken:
             metrics["loss/policy"] = loss / len(taken)
+            if self._nll_weight:
+                metrics["loss/nll"] = nll / len(taken)
         if applied:
             metrics["grad_norm"] = sum(result.step.grad_norm for result in applied) / len(applied)
         return metrics | {
@@ -250,6 +281,21 @@ class PolicyUpdate:
             "update/skipped": float(len(taken) - len(applied)),
             "update/empty": float(len(results) - len(taken)),
         }
+
+
+def _with_ratio_one(batch: MicroBatch, logprobs: torch.Tensor, version: int) -> MicroBatch:
+    """The batch with triggers, which nobody sampled, as if the policy that it met had sampled them."""
+    forced = batch.segment_kinds == KINDS["trigger"]
+    return dataclasses.replace(
+        batch,
+        behavior_logprobs=torch.where(forced, logprobs, batch.behavior_logprobs),
+        versions=torch.where(forced, version, batch.versions),
+    )
+
+
+def _with_trained_triggers(trajectory: Trajectory) -> Trajectory:
+    """The trajectory with a loss mask that covers its trigger."""
+    return dataclasses.replace(trajectory, loss_mask=trajectory.loss_mask | (segment_kinds(trajectory) == KINDS["trigger"]))
 
 
 def _num_trained(trajectories: Sequence[Trajectory]) -> int:

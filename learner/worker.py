@@ -87,6 +87,7 @@ class LearnerWorker:
             importance_exponent=config.replay.importance_exponent,
             max_response_tokens=config.model.max_response_tokens,
             num_steps=config.run.num_steps,
+            rethinking=config.rethinking,
         )
         self.publisher = WeightPublisher(
             self.weight_source(), bucket_bytes=config.weights.bucket_bytes, sends=self._engine.address.rank == 0

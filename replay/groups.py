@@ -212,7 +212,7 @@ def drop_figures(consumed: Sequence[GroupSummary], dropped: Sequence[GroupSummar
 
 
 def _refuse_bad_rows(batch: pa.RecordBatch) -> None:
-    missing = [name for name, column in zip(batch.schema.names, batch.columns, strict=True) if column.null_count]
+    missing = [field.name for field, column in zip(batch.schema, batch.columns, strict=True) if column.null_count and not field.nullable]
     if missing:
         raise ValueError(f"trajectories with missing values in {missing}")
     for name in ("reward", "advantage"):

@@ -98,6 +98,11 @@ class PromptEncoder:
         longest_first = sorted(self._special_ids, key=len, reverse=True)
         self._special = re.compile("|".join(re.escape(token) for token in longest_first))
 
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The policy's."""
+        return self._tokenizer
+
     def encode(self, prompt: Prompt, image_sizes: Sequence[tuple[int, int]]) -> NDArray[np.int32]:
         """Write a prompt as token ids.
 

@@ -1,15 +1,19 @@
-"""Stand-ins for tests: trajectories and rollout groups with chosen rewards, a data set, gauges, the controller's roles without Ray."""
+"""Stand-ins for tests: trajectories and rollout groups with chosen rewards, a data set, gauges, an engine, the controller's roles."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Container, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from actors.actor import RolloutReceipt
+from actors.engine.requests import Completion
 from actors.worker import RolloutRequest
 from algorithms.advantages import group_advantages
+from algorithms.rethinking import RethinkingCounts
 from algorithms.schema import from_arrow, to_record_batch
 from algorithms.types import ImageRef, Prompt, RolloutGroup, Segment, Trajectory, VersionSpan
 from cluster.fleet import BusyClock
@@ -51,6 +55,7 @@ def make_trajectory(
     """
     group_id = f"{prompt_id}@{visit}"
     start = sum(group_id.encode()) + 17 * index
+    response_tokens = len(others.get("response_token_ids", range(response_tokens)))  # type: ignore[arg-type]
     fields: dict[str, object] = {
         "trajectory_id": f"{group_id}/{index}",
         "group_id": group_id,
@@ -231,7 +236,8 @@ class TickingFleet:
         done = [r for r in requests if r.group_id not in refused]
         await asyncio.gather(*(self._roll_out(request) for request in done))
         bad = tuple((group_id, "bad") for group_id in refused)
-        return RolloutReceipt(delivered=tuple(r.group_id for r in done), bad=bad, generated_tokens=0, busy_s=0.0)
+        delivered = tuple(r.group_id for r in done)
+        return RolloutReceipt(delivered=delivered, bad=bad, generated_tokens=0, rethinking=RethinkingCounts(), busy_s=0.0)
 
     async def _roll_out(self, request: RolloutRequest) -> None:
         versions = []
@@ -266,3 +272,47 @@ class TickingLearner:
         await asyncio.sleep(0)
         self._fleet.version = version
         return SyncReport(paused_s=0.0, sent_bytes=0, num_replicas=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One response of a ScriptedEngine: a text, ended by itself or by the limit."""
+
+    text: str
+    finished: bool = True
+    version: int = 0
+
+
+class ScriptedEngine:
+    """The engine's side of a worker's requests: it says what it was told to, in the tokens of a real tokenizer.
+
+    Args:
+        tokenizer: of the policy.
+        firsts: what requests without a prefix get, one a sample.
+        second: what requests for y2 get, made from the number of such requests before.
+    """
+
+    def __init__(self, tokenizer: Any, firsts: Sequence[Line], second: Callable[[int], Line] = lambda number: Line(text="")) -> None:
+        self._tokenizer, self._firsts, self._second = tokenizer, firsts, second
+        self.requests: list[dict[str, Any]] = []
+
+    async def generate(self, prompt_token_ids: Any, images: list, image_hashes: list[str], **settings: Any) -> list[Completion]:
+        """As RolloutEngine's."""
+        again = settings["request_id"].endswith("/y2")
+        number = sum(request["request_id"].endswith("/y2") for request in self.requests)
+        self.requests.append({"prompt_token_ids": list(prompt_token_ids), "images": images, "image_hashes": image_hashes, **settings})
+        lines = [self._second(number)] if again else self._firsts
+        assert len(lines) == settings["n"]
+        return [self._completion(line, settings["max_tokens"]) for line in lines]
+
+    def _completion(self, line: Line, max_tokens: int) -> Completion:
+        ids = self._tokenizer.encode(line.text, add_special_tokens=False) + [self._tokenizer.eos_token_id] * line.finished
+        finished = line.finished and len(ids) <= max_tokens
+        token_ids = np.array(ids[:max_tokens], dtype=np.int32)
+        return Completion(
+            token_ids=token_ids,
+            logprobs=-0.1 * np.arange(1, len(token_ids) + 1, dtype=np.float32),
+            version_spans=(VersionSpan(start=0, end=len(token_ids), version=line.version),),
+            finish_reason="stop" if finished else "length",
+            text=self._tokenizer.decode(token_ids, skip_special_tokens=True),
+        )

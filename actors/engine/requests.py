@@ -36,6 +36,8 @@ class Completion:
     version_spans: tuple[VersionSpan, ...]  # cover [0, R) without gaps
     finish_reason: FinishReason
     text: str  # without special tokens
+    num_prompt_tokens: int = 0  # image tokens included
+    num_cached_tokens: int = 0  # of the prompt's, those whose keys and values a prefix cache had
 
 
 def engine_prompt(
@@ -114,13 +116,15 @@ def spread_seed(seed: int) -> int:
     return int.from_bytes(digest, "little") >> 2
 
 
-def completion(sample: Any, tokenizer: Any, *, where: str) -> Completion:
+def completion(sample: Any, tokenizer: Any, *, where: str, num_prompt_tokens: int = 0, num_cached_tokens: int = 0) -> Completion:
     """Our form of vLLM's CompletionOutput.
 
     Args:
         sample: finished, with flat log-probs.
         tokenizer: decodes the text.
         where: begins the error message.
+        num_prompt_tokens: of the request.
+        num_cached_tokens: of the request, by vLLM's count.
 
     Returns:
         With arrays of one length and spans that cover them.
@@ -142,4 +146,6 @@ def completion(sample: Any, tokenizer: Any, *, where: str) -> Completion:
         version_spans=spans,
         finish_reason=sample.finish_reason,
         text=tokenizer.decode(token_ids, skip_special_tokens=True),
+        num_prompt_tokens=num_prompt_tokens,
+        num_cached_tokens=num_cached_tokens,
     )

@@ -187,7 +187,9 @@ class RolloutEngine:
         output = await self._run(prompt, params, request_id, timeout_s)
         if len(output.outputs) != n:
             raise EngineError(f"{self._name} returned {len(output.outputs)} of {n} responses to request {request_id}")
-        return [completion(sample, self._tokenizer, where=f"{self._name}, request {request_id}") for sample in output.outputs]
+        # With n > 1 vLLM counts the cached tokens of the last response only, which is of no use to anybody.
+        tokens = {"num_prompt_tokens": len(output.prompt_token_ids), "num_cached_tokens": (output.num_cached_tokens or 0) if n == 1 else 0}
+        return [completion(sample, self._tokenizer, where=f"{self._name}, request {request_id}", **tokens) for sample in output.outputs]
 
     async def score(
         self,

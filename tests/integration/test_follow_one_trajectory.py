@@ -129,10 +129,10 @@ async def _roll_out(config, model: Path, replay, prompts) -> tuple[dict[str, lis
             reward_config=config.reward,
         )
         requests = [RolloutRequest(group_id=f"{p.prompt_id}@0", turn=index, prompt=p, seed=index) for index, p in enumerate(prompts)]
-        groups = await asyncio.gather(*(worker.rollout(request) for request in requests))
+        groups = [rolled.group for rolled in await asyncio.gather(*(worker.rollout(request) for request in requests))]
         outbox = Outbox(replay, timeout_s=60)
         await asyncio.gather(*(outbox.deliver(group, turn) for turn, group in enumerate(groups)))
-        return tap.outputs, list(groups)
+        return tap.outputs, groups
     finally:
         grader.close()
         await engine.close()

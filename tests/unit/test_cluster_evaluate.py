@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 
-from actors.worker import EvaluatedAnswer
+from actors.answers import EvaluatedAnswer
 from cluster import evaluate as evaluate_module
 from cluster.evaluate import engine_settings, evaluate, model_digest
 from cluster.rescore import rescore

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from actors.worker import EvaluatedAnswer
+from actors.answers import EvaluatedAnswer
 from cluster import metrics as metrics_module
 from cluster.evaluation import held_out_questions, report
 from cluster.metrics import MetricSinks, prometheus_name, read_metrics

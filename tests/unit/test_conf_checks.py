@@ -43,6 +43,9 @@ def test_every_shipped_experiment_passes(path: Path) -> None:
         [GPU, "rollout.tensor_parallel_size=2"],
         ["data.test_path=", "data.generate=", "data.path=elsewhere"],
         ["cluster.address=10.0.0.1:6379"],
+        ["rethinking.enabled=true", "rethinking.placement=append", "rethinking.fraction=1"],
+        ["rethinking.enabled=true", "rethinking.variant=paper_code", "replay.mode=none"],
+        ["rethinking.self_correction=[]", "rethinking.category_weights=[1,0,1]", "evaluation.mode=bound"],
     ],
     ids=" ".join,
 )
@@ -51,6 +54,25 @@ def test_possible_combinations(overrides: list[str]) -> None:
 
 
 BROKEN = [
+    (["rethinking.fraction=1.5"], ["rethinking.fraction = 1.5", "0.0 to 1.0"]),
+    (["rethinking.nll_weight=-1"], ["rethinking.nll_weight = -1.0", "at least 0"]),
+    (["rethinking.temperature=0"], ["rethinking.temperature = 0.0"]),
+    (["rethinking.category_weights=[0,0,0]"], ["rethinking.category_weights = [0.0, 0.0, 0.0]", "no trigger"]),
+    (["rethinking.self_correction=[]"], ["rethinking.self_correction = []", "rethinking.category_weights = [1.0, 1.0, 1.0]"]),
+    (["rethinking.words=['']"], ["rethinking", "is empty"]),
+    (
+        ["rethinking.enabled=true", "rethinking.placement=append", "replay.mode=none"],
+        ["replay.mode = none", "rethinking.placement = append"],
+    ),
+    (
+        ["rethinking.enabled=true", "rethinking.placement=append", "rethinking.variant=paper_code"],
+        ["rethinking.variant = paper_code", "rethinking.placement = append"],
+    ),
+    (
+        ["rethinking.enabled=true", "rethinking.placement=append", "replay.max_trajectories=600"],
+        ["replay.max_trajectories = 600", "1024"],
+    ),
+    (["evaluation.mode=forced", "data.test_path=", "data.generate="], ["evaluation.mode = forced", "data.test_path = ''"]),
     (["run.seed=-1"], ["run.seed = -1", "at least 0"]),
     (["coldstart.steps=20", "coldstart.direct_steps=30"], ["coldstart.direct_steps = 30", "coldstart.steps = 20"]),
     (["run.num_steps=0"], ["run.num_steps = 0", "at least 1"]),
@@ -136,7 +158,7 @@ BROKEN = [
     ([GPU, "rollout.tensor_parallel_size=0"], ["rollout.tensor_parallel_size = 0"]),
     (["learner.zero_stage=4"], ["learner.zero_stage = 4", "0 to 3"]),
     (["learner.num_ranks=600"], ["learner.num_ranks = 600", "512", "algorithm.batch_size = null"]),
-    (["learner.betas=[0.9,1.0]"], ["learner.betas = (0.9, 1.0)"]),
+    (["learner.betas=[0.9,1.0]"], ["learner.betas = [0.9, 1.0]"]),
     (["learner.max_grad_norm=0"], ["learner.max_grad_norm = 0.0"]),
     (["data.generate=imagenet"], ["data.generate = 'imagenet'"]),
     (["data.generate=", "data.path="], ["data.path = ''"]),

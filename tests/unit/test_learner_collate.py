@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from algorithms.types import VersionSpan
-from learner.collate import PADDING, LossTerms
+from algorithms.types import Segment, VersionSpan
+from learner.collate import KINDS, PADDING, LossTerms
 from learner.images import ImageCache
 from learner.packing import Row, pack_rows
 from tasks.errors import BadPromptError
@@ -28,20 +28,26 @@ def rows_of(collator, trajectories):
     return pack_rows(trajectories, [collator.prompt_length(t) for t in trajectories], max_row_tokens=4096)
 
 
+def segments(y1: int, trigger: int, y2: int) -> tuple[Segment, ...]:
+    """y1, the trigger and y2, by their ends."""
+    ends = (0, y1, trigger, y2)
+    return tuple(Segment(kind=kind, start=start, end=end) for kind, start, end in zip(KINDS, ends, ends[1:], strict=False))
+
+
 def test_a_text_row_by_hand(tiny_model: Path, collator) -> None:
     first, second = make_trajectories(tiny_model, (), number=0, samples=2)
     first = dataclasses.replace(
         first, prompt_token_ids=np.array([5, 6], np.int32), response_token_ids=np.array([7, 8], np.int32),
-        behavior_logprobs=np.array([-1, -2], np.float32), loss_mask=np.array([True, True]),
+        behavior_logprobs=np.array([-1, -2], np.float32), loss_mask=np.array([True, True]), segments=segments(2, 2, 2),
         version_spans=(VersionSpan(start=0, end=2, version=3),),
     )  # fmt: skip
     second = dataclasses.replace(
         first, response_token_ids=np.array([9, 10, 2], np.int32), behavior_logprobs=np.array([-3, -4, -5], np.float32),
-        loss_mask=np.array([True, False, True]),
+        loss_mask=np.array([True, False, True]), segments=segments(1, 2, 3),
         version_spans=(VersionSpan(start=0, end=2, version=3), VersionSpan(start=2, end=3, version=4)),
     )  # fmt: skip
     rows = [Row(responses=((0,), (1,)), num_tokens=5)]
-    batch = collator.collate([first, second], rows, LossTerms(coefficients=[0.5, -0.5], weights=[0.1, 0.2]))
+    batch = collator.collate([first, second], rows, LossTerms(coefficients=[0.5, -0.5], weights=[0.1, 0.2], nll_weights=[0, 3]))
     assert batch.input_ids.tolist() == [[5, 6, 7, 9, 10]]
     assert batch.segment_ids.tolist() == [[0, 0, 1, 2, 2]]
     assert batch.response_offsets.tolist() == [[0, 0, 0, 0, 1]]
@@ -53,8 +59,12 @@ def test_a_text_row_by_hand(tiny_model: Path, collator) -> None:
     assert batch.versions.tolist() == [3, 3, 3, 4]
     assert batch.coefficients.tolist() == [0.5, 0.5, -0.5, -0.5]
     assert batch.weights.tolist() == pytest.approx([0.1, 0.1, 0.2, 0.2])
+    assert batch.nll_weights.tolist() == [0, 0, 3, 3]
+    assert batch.segment_kinds.tolist() == [KINDS["y1"], KINDS["y1"], KINDS["y1"], KINDS["y2"]]
     assert batch.pixel_values is None
-    assert collator.collate([first, second], rows, masked=True).labels.tolist() == [7, 8, 9, 10, 2]
+    scored = collator.collate([first, second], rows, masked=True)
+    assert scored.labels.tolist() == [7, 8, 9, 10, 2]
+    assert scored.segment_kinds.tolist()[-2:] == [KINDS["trigger"], KINDS["y2"]]
 
 
 def test_every_sample_of_a_repeated_draw_has_its_tokens(tiny_model: Path, collator) -> None:

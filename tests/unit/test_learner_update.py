@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from algorithms.types import VersionSpan
-from conf.schema import LossAggregation, LossWeight, ProximalKind
+from conf.schema import LossAggregation, LossWeight, ProximalKind, RethinkingConfig
 from learner.deepspeed_engine import StepResult
 from learner.policy import PolicyModel
 from learner.update import PolicyUpdate
@@ -53,7 +53,7 @@ class TorchEngine:
 
 
 class Learner:
-    def __init__(self, model_path: Path, *, max_response_tokens: int = 32, **sections):
+    def __init__(self, model_path: Path, *, max_response_tokens: int = 32, rethinking: RethinkingConfig | None = None, **sections):
         self.config = make_config(**sections)
         allowed = allowed_token_ids(load_tokenizer(model_path))
         self.policy = PolicyModel.load(model_path, dtype=torch.float32, temperature=1.0, allowed_token_ids=allowed)
@@ -61,6 +61,7 @@ class Learner:
         self.update = PolicyUpdate(
             self.engine, make_collator(model_path), algorithm=self.config.algorithm, learner=self.config.learner,
             importance_exponent=1.0, max_response_tokens=max_response_tokens, num_steps=self.config.run.num_steps,
+            rethinking=rethinking,
         )  # fmt: skip
         self.weights = dict(self.policy.model.named_parameters())
 

@@ -89,6 +89,19 @@ def test_nothing_dropped_is_no_bias_at_all():
     assert [stats[f"admission/{name}"] for name in ("dropped_groups", "length_bias", "difficulty_bias")] == [0, 0, 0]
 
 
+@pytest.mark.parametrize("mode", ReplayMode)
+def test_groups_of_several_sizes_and_trajectories_that_went_on(mode):
+    """rethinking.placement=append makes a group larger; y1_reward is there for its forced members only."""
+    buffer = make_buffer(mode)
+    forced = make_group("p1", rewards=[1, 0, 0, 1, 1, 1], y1_reward=0.25)
+    insert(buffer, effective("p0"), forced, make_group("p2", rewards=[1, 0]))
+    drawn = sample(buffer, num_groups=3, num_updates=2, batch_size=48, num_shards=2)
+    assert drawn.stats["rollout/trajectories"] == 12
+    rewards = {row.trajectory.trajectory_id: row.trajectory.y1_reward for row in rows(drawn)}
+    assert len(rewards) > 8 and {name.split("@")[0] for name in rewards} == {"p0", "p1", "p2"}
+    assert all(reward == (0.25 if name.startswith("p1") else None) for name, reward in rewards.items())
+
+
 # -- what is admitted ------------------------------------------------------------------------------------------------
 
 
