@@ -81,7 +81,8 @@ def check(config: Config, *, paths: bool = True) -> None:
     Raises:
         ConfigError: with the sentence of the first broken rule.
     """
-    training = (_sampling, _algorithm, _priorities, _replay, _replay_parts, _tokens, _rollout, rethinking_rules, _learner, data_rules, _model)
+    sampling = (_sampling, _algorithm, _priorities, _replay, _replay_parts, _tokens, _rollout, rethinking_rules)
+    training = (*sampling, _learner, data_rules, _model)
     rules = (_ranges, _run, *training, _cluster, _evaluation)
     _refuse(config, (*rules, *([_paths] if paths else [])))
 
