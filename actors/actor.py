@@ -25,8 +25,9 @@ from algorithms.schema import to_record_batch
 from algorithms.types import Prompt, RolloutGroup
 from conf.schema import Config, EvaluationMode
 from tasks.errors import BadPromptError
+from tasks.families import read_form
 from tasks.grading import GraderPool
-from tasks.prompts import PromptEncoder, allowed_token_ids, load_tokenizer
+from tasks.prompts import PromptEncoder
 from weights.manifest import Shipment
 
 logger = logging.getLogger(__name__)
@@ -126,6 +127,12 @@ class RolloutActor:
         """
         begin = time.monotonic()
         config = self._config
+        form = read_form(
+            self._model_path,
+            min_pixels=config.model.min_pixels,
+            max_pixels=config.model.max_pixels,
+            trust_remote_code=config.model.trust_remote_code,
+        )
         self._engine = RolloutEngine(
             self._model_path,
             model=config.model,
@@ -133,6 +140,7 @@ class RolloutActor:
             device=config.cluster.device,
             seed=config.run.seed + self._index,
             name=f"the engine of rollout replica {self._index}",
+            image_pad_id=form.image_pad_id,
         )
         self._grader = GraderPool(
             processes=config.reward.grader_processes,
@@ -141,18 +149,17 @@ class RolloutActor:
         )
         self._intake = WeightIntake(self._engine, timeout_s=config.weights.timeout_s, name=f"rollout replica {self._index}")
         await self._engine.start(version=version)
-        tokenizer = load_tokenizer(self._model_path)
         self._worker = RolloutWorker(
             engine=self._engine,
             encoder=PromptEncoder(
-                tokenizer,
+                form.tokenizer,
                 suffix=config.data.prompt_suffix,
                 max_prompt_tokens=config.model.max_prompt_tokens,
-                min_pixels=config.model.min_pixels,
-                max_pixels=config.model.max_pixels,
+                image_pad=form.image_pad,
+                count_tokens=form.count_tokens,
             ),
             grader=self._grader,
-            allowed_token_ids=allowed_token_ids(tokenizer),
+            allowed_token_ids=form.allowed_token_ids,
             algorithm=config.algorithm,
             model=config.model,
             rollout=config.rollout,

@@ -95,7 +95,7 @@ def question_sets(config: Config) -> list[QuestionSet]:
                 reported=reported,
                 located=_chosen(found.questions, evaluation.questions_per_benchmark, evaluation.seed),
                 bad_rows=found.bad,
-                pictures=partial(_pictures_of, reported.name, folder, Path(evaluation.cache_dir).absolute()),
+                pictures=partial(_pictures_of, reported.name, folder, Path(config.data.image_cache)),
                 suffix=suffix,
             )
         )

@@ -356,7 +356,6 @@ class EvaluationConfig:
     seed: int = 0  # of the choice of questions, the intervals and the guesses
     resamples: int = 2000  # of the bootstrap
     confidence: float = 0.95  # of the intervals
-    cache_dir: str = ".cache/evaluation"  # pictures of the questions that were asked; every node must see it
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def load_tokenizer(path: str | os.PathLike[str], *, trust_remote_code: bool = Fa
     return tokenizer
 
 
-def allowed_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def allowed_token_ids(tokenizer: PreTrainedTokenizerBase, refused: Collection[str] = VISION_TOKENS) -> list[int]:
     """List the ids that a policy may sample.
 
     Ids past the tokenizer and image or video tokens are refused: a response that holds one can't be scored by the learner,
@@ -53,13 +54,20 @@ def allowed_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
     Args:
         tokenizer: the policy's.
+        refused: image and video tokens.
 
     Returns:
         Increasing ids below len(tokenizer); the end of sequence is among them.
     """
     vocabulary = tokenizer.get_vocab()
-    refused = {vocabulary[token] for token in VISION_TOKENS if token in vocabulary}
-    return [token_id for token_id in range(len(tokenizer)) if token_id not in refused]
+    refused_ids = {vocabulary[token] for token in refused if token in vocabulary}
+    return [token_id for token_id in range(len(tokenizer)) if token_id not in refused_ids]
+
+
+def _begin_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id that the tokenizer itself puts before every text, which a chat template may leave to it."""
+    begin = tokenizer.bos_token_id
+    return begin if begin is not None and tokenizer.encode("a", add_special_tokens=True)[:1] == [begin] else None
 
 
 class PromptEncoder:
@@ -71,10 +79,12 @@ class PromptEncoder:
         *,
         suffix: str,
         max_prompt_tokens: int,
-        min_pixels: int,
-        max_pixels: int,
+        min_pixels: int = 0,
+        max_pixels: int = 0,
         patch_size: int = 14,
         merge_size: int = 2,
+        image_pad: str | None = IMAGE_PAD,
+        count_tokens: Callable[[int, int], int] | None = None,
     ) -> None:
         """Keep the settings.
 
@@ -86,17 +96,22 @@ class PromptEncoder:
             max_pixels: of the image processor.
             patch_size: of the vision tower, in pixels.
             merge_size: patches of an image token's side.
+            image_pad: the token that stands for a picture; None: the model takes none.
+            count_tokens: of a picture of a height and width; None: as Qwen2-VL's image processor, by the pixels above.
         """
         self._tokenizer = tokenizer
         self._suffix = suffix
         self._max_prompt_tokens = max_prompt_tokens
-        self._pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels, "patch_size": patch_size, "merge_size": merge_size}
+        pixels = {"min_pixels": min_pixels, "max_pixels": max_pixels, "patch_size": patch_size, "merge_size": merge_size}
+        self._count_tokens: Callable[[int, int], int] = count_tokens or partial(image_token_count, **pixels)  # type: ignore[arg-type]
         added = {token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items()}
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        self._special_ids = {token: token_id for token, token_id in added.items() if token in special | set(VISION_TOKENS)}
-        self._image_pad_id = self._special_ids[IMAGE_PAD]
+        wanted = special | set(VISION_TOKENS) | ({image_pad} if image_pad else set())
+        self._special_ids = {token: token_id for token, token_id in added.items() if token in wanted}
+        self._image_pad_id = self._special_ids[image_pad] if image_pad else None
         longest_first = sorted(self._special_ids, key=len, reverse=True)
-        self._special = re.compile("|".join(re.escape(token) for token in longest_first))
+        self._special = re.compile("|".join(re.escape(token) for token in longest_first) or r"(?!)")
+        self._begin = _begin_id(tokenizer)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -114,15 +129,18 @@ class PromptEncoder:
             [P] int32, one image pad per picture.
 
         Raises:
-            BadPromptError: when markers and pictures disagree in number, or the prompt is longer than max_prompt_tokens.
+            BadPromptError: when markers and pictures disagree in number, the prompt is longer than max_prompt_tokens, or it has
+                pictures and the model takes none.
         """
+        if self._image_pad_id is None and prompt.image_paths:
+            raise BadPromptError(f"{len(prompt.image_paths)} images for a model that takes none")
         if len(image_sizes) != len(prompt.image_paths):
             raise BadPromptError(f"{len(image_sizes)} image sizes for {len(prompt.image_paths)} images")
         ids = self._token_ids(self._content(prompt))
-        pads = ids.count(self._image_pad_id)
+        pads = 0 if self._image_pad_id is None else ids.count(self._image_pad_id)
         if pads != len(image_sizes):
             raise BadPromptError(f"the chat template made {pads} image pads of {len(image_sizes)} images")
-        length = len(ids) - pads + sum(image_token_count(height, width, **self._pixels) for height, width in image_sizes)
+        length = len(ids) - pads + sum(self._count_tokens(height, width) for height, width in image_sizes)
         if length > self._max_prompt_tokens:
             raise BadPromptError(f"prompt of {length} tokens, images included, is over max_prompt_tokens={self._max_prompt_tokens}")
         return np.asarray(ids, dtype=np.int32)
@@ -148,7 +166,9 @@ class PromptEncoder:
         masked: list[dict[str, Any]] = []
         for part in content:
             masked.append({"type": "text", "text": f"[{mark}]"} if part["type"] == "text" else part)
-        rendered = self._tokenizer.apply_chat_template([{"role": "user", "content": masked}], tokenize=False, add_generation_prompt=True)
+        # Templates of models without pictures know a message's content as one text.
+        shown: Any = masked if self._image_pad_id is not None else f"[{mark}]"
+        rendered = self._tokenizer.apply_chat_template([{"role": "user", "content": shown}], tokenize=False, add_generation_prompt=True)
         frames = str(rendered).split(f"[{mark}]")
         if len(frames) != len(texts) + 1:
             raise BadPromptError(f"the chat template shows {len(frames) - 1} of the question's {len(texts)} parts")
@@ -161,7 +181,8 @@ class PromptEncoder:
                 ids.append(self._special_ids[match.group()])
                 pending, position = "", match.end()
             pending += frame[position:] + (texts[number] if number < len(texts) else "")
-        return ids + self._plain_ids(pending)
+        ids += self._plain_ids(pending)
+        return ids if self._begin is None or ids[:1] == [self._begin] else [self._begin, *ids]
 
     def _plain_ids(self, text: str) -> list[int]:
         """Ids of text whose look-alikes of special tokens are cut in two, so that they become ordinary tokens."""

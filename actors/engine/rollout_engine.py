@@ -43,6 +43,7 @@ class RolloutEngine:
         seed: of vLLM's own random state; requests bring their own.
         name: stands in errors.
         worker_extension: what vLLM's workers import in addition, it must register the weight-transfer backend; None: weights.receiver's.
+        image_pad_id: what stands for a picture in a prompt; None: the model's image token, if it has one.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class RolloutEngine:
         seed: int,
         name: str = "rollout engine",
         worker_extension: str | None = None,
+        image_pad_id: int | None = None,
     ) -> None:
         self._model_path = model_path
         self._rollout = rollout
@@ -67,7 +69,7 @@ class RolloutEngine:
         self._updates: WeightUpdater | None = None
         self._processes: list[Any] = []  # psutil.Process of everything that vLLM started
         self._tokenizer: Any = None
-        self._image_token_id: int | None = None
+        self._image_token_id = image_pad_id
         self._limits: tuple[Sequence[int], dict[str, Any]] | None = None
 
     @property
@@ -99,7 +101,8 @@ class RolloutEngine:
             raise EngineError(f"{self._name} did not start: {failure}") from failure
         self._engine = built.pop()
         self._tokenizer = self._engine.get_tokenizer()
-        self._image_token_id = getattr(self._engine.model_config.hf_config, "image_token_id", None)
+        if self._image_token_id is None:
+            self._image_token_id = getattr(self._engine.model_config.hf_config, "image_token_id", None)
         self._updates = WeightUpdater(self._engine, self._name)
         await self._updates.stamp(version, _STAMP_TIMEOUT_S)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from conf.schema import Device, ModelConfig, RolloutConfig
+from tasks.families import resizes_by_pixels
 from weights import SHARED_MEMORY_BACKEND, WORKER_EXTENSION
 
 
@@ -92,7 +93,6 @@ def engine_arguments(
         "max_num_batched_tokens": rollout.max_batched_tokens,
         "tensor_parallel_size": rollout.tensor_parallel_size,
         "limit_mm_per_prompt": {"image": model.max_images_per_prompt, "video": 0},
-        "mm_processor_kwargs": {"size": {"shortest_edge": model.min_pixels, "longest_edge": model.max_pixels}},
         # vLLM's cache of processed images is emptied at every weight update, and a request that was prepared just before
         # then names pixels that the engine has no longer. An image is processed once per visit; the cache would save nothing.
         "mm_processor_cache_gb": 0,
@@ -104,5 +104,13 @@ def engine_arguments(
         "worker_extension_cls": worker_extension or WORKER_EXTENSION,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
+        **_picture_sizes(model_path, model),
         **platform.arguments,
     }
+
+
+def _picture_sizes(model_path: str, model: ModelConfig) -> dict[str, Any]:
+    """The limits of pixels, for the image processors that have such limits."""
+    if not resizes_by_pixels(model_path):
+        return {}
+    return {"mm_processor_kwargs": {"size": {"shortest_edge": model.min_pixels, "longest_edge": model.max_pixels}}}

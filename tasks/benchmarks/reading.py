@@ -1,13 +1,11 @@
 """From a benchmark's folder to its questions, and later to the pictures of those that are asked.
 
-Owns files, columns and the picture cache. Rows are read a few at a time, so that a benchmark larger than the memory can be
+Owns files and columns. Rows are read a few at a time, so that a benchmark larger than the memory can be
 asked; must not know what a question means.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ import pyarrow.parquet as pq
 
 from tasks.benchmarks.questions import Benchmark, Question
 from tasks.errors import DataError
+from tasks.image_store import ImageStore
 
 BATCH_ROWS = 8  # read at once; a row of MMMU-Pro may hold seven pictures of several megabytes
 
@@ -57,7 +56,7 @@ def read_questions(benchmark: Benchmark, folder: Path) -> BenchmarkQuestions:
     known: set[str] = set()
     for file in _files(benchmark, folder):
         for number, row in _rows(benchmark, folder, file):
-            seen = {name: value is not None if name in benchmark.image_columns else value for name, value in row.items()}
+            seen = {name: _has_content(value) if name in benchmark.image_columns else value for name, value in row.items()}
             try:
                 question = benchmark.question(seen, file)
                 if question.question_id in known:
@@ -94,6 +93,7 @@ def with_pictures(
         for located in wanted:
             yield located, tuple(str(folder / path) for path in located.question.images)
         return
+    store = ImageStore(folder, cache)
     by_file: dict[str, dict[int, LocatedQuestion]] = {}
     for located in wanted:
         by_file.setdefault(located.file, {})[located.row] = located
@@ -103,7 +103,7 @@ def with_pictures(
         for number, row in numbered:
             found = rows.pop(number, None)
             if found is not None:
-                yield found, tuple(_cached(row[name], cache) for name in found.question.images)
+                yield found, tuple(store.resolve(row[name]) for name in found.question.images)
             if not rows:
                 break
 
@@ -141,15 +141,5 @@ def _rows(benchmark: Benchmark, folder: Path, file: str, *, pictures_only: bool 
         raise DataError(f"{path}: not a readable Parquet file: {error}") from error
 
 
-def _cached(picture: Any, cache: Path) -> str:
-    """The file of a picture, written when it isn't there yet; a picture without bytes gets a name that can't be read."""
-    content = picture.get("bytes") if isinstance(picture, dict) else picture
-    if not isinstance(content, bytes):
-        return str(cache / "a picture without content")
-    path = cache / hashlib.sha256(content).hexdigest()
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        writing = path.with_suffix(f".{os.getpid()}")
-        writing.write_bytes(content)
-        os.replace(writing, path)
-    return str(path)
+def _has_content(picture: Any) -> bool:
+    return isinstance(picture, dict) and bool(picture.get("bytes"))

@@ -88,7 +88,7 @@ class Stage:
             [
                 "evaluation.benchmarks=[mathvision]",
                 f"evaluation.benchmarks_dir={self.folder}/benchmarks",
-                f"evaluation.cache_dir={self.folder}/cache",
+                f"data.image_cache={self.folder}/cache",
                 "evaluation.token_limits=[16]",
                 "rollout.max_concurrent_sequences=2",
                 *words,
