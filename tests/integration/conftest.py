@@ -81,6 +81,24 @@ def train(workshop: Workshop) -> Callable[..., subprocess.CompletedProcess[str]]
     return run
 
 
+@pytest.fixture(scope="session")
+def asynchronous_run(workshop: Workshop, train) -> tuple[Path, str]:
+    """Two rollout actors, two ranks with ZeRO-2, two updates a step, replay across versions, two versions ahead."""
+    result = train(
+        "async",
+        "rollout.num_actors=2",
+        "learner.num_ranks=2",
+        "learner.zero_stage=2",
+        "algorithm.updates_per_step=2",
+        "algorithm.max_staleness=2",
+        "replay.mode=fresh",
+        "run.num_steps=6",
+        "cluster.num_cpus=4",
+    )
+    assert result.returncode == 0, result.stdout[-4000:]
+    return workshop.run_folder("async"), result.stdout
+
+
 def free_port() -> int:
     """A port that nobody listens on right now."""
     with socket.socket() as probe:

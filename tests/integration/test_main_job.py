@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -25,24 +24,6 @@ STEP_METRICS = {
     "loss/policy", "grad_norm", "tokens/generated", "tokens/trained", "time/rollout_s", "time/replay_wait_s", "time/update_s",
     "time/weight_sync_s", "time/step_s", "response/length_mean", "response/truncated_fraction",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def asynchronous_run(workshop: Workshop, train) -> tuple[Path, str]:
-    """Two rollout actors, two ranks with ZeRO-2, two updates a step, replay across versions, two versions ahead."""
-    result = train(
-        "async",
-        "rollout.num_actors=2",
-        "learner.num_ranks=2",
-        "learner.zero_stage=2",
-        "algorithm.updates_per_step=2",
-        "algorithm.max_staleness=2",
-        "replay.mode=fresh",
-        "run.num_steps=6",
-        "cluster.num_cpus=4",
-    )
-    assert result.returncode == 0, result.stdout[-4000:]
-    return workshop.run_folder("async"), result.stdout
 
 
 def test_the_run_folder_is_complete(asynchronous_run):
@@ -74,6 +55,12 @@ def test_every_step_has_every_metric_in_both_places(asynchronous_run):
         assert all(math.isfinite(value) for value in row.values())
     for name in STEP_METRICS & rows[-1].keys():
         assert events.Scalars(name)[-1].value == pytest.approx(rows[-1][name], rel=1e-4, abs=1e-6)
+
+
+def test_every_metric_is_documented(asynchronous_run):
+    page = (ROOT / "docs/monitoring.md").read_text()
+    names = {name for row in read_metrics(asynchronous_run[0] / "metrics.jsonl") for name in row} - {"step"}
+    assert {name for name in names if f"`{name}`" not in page} == set()
 
 
 def test_production_runs_ahead_and_no_further_than_allowed(asynchronous_run):

@@ -144,9 +144,7 @@ def test_rows_that_wait_are_never_dropped_for_bytes():
     assert buffer.has_room(10**9, 1)  # for what can never fit nobody needs to wait
 
 
-@pytest.mark.parametrize(
-    ("remover", "gone"), [("oldest", {"p0", "p1"}), ("stalest", {"p2", "p3"}), ("lowest_priority", {"p1", "p4"})]
-)
+@pytest.mark.parametrize(("remover", "gone"), [("oldest", {"p0", "p1"}), ("stalest", {"p2", "p3"}), ("lowest_priority", {"p1", "p4"})])
 def test_who_makes_room(remover, gone):
     buffer = make_buffer(max_trajectories=20, remover=ReplayRemover(remover))
     versions, rewards = [5, 6, 1, 2, 9], [[1, 0], [0.2, 0], [1, 0], [1, 0], [0.4, 0]]

@@ -32,9 +32,7 @@ def test_a_call_larger_than_the_budget_is_known():
     assert "replay.samples_per_insert=2 with an error of 10" in str(ratio)
 
 
-@given(
-    st.floats(0.1, 8.0), st.integers(1, 20), st.integers(1, 8), st.integers(1, 8), st.lists(st.booleans(), min_size=1, max_size=300)
-)
+@given(st.floats(0.1, 8.0), st.integers(1, 20), st.integers(1, 8), st.integers(1, 8), st.lists(st.booleans(), min_size=1, max_size=300))
 def test_the_ratio_stays_within_the_budget_and_one_door_is_always_open(per_insert, min_size, rows, draws, wishes):
     error = (rows * per_insert + draws) / 2
     ratio, size = SampleToInsertRatio(min_size=min_size, samples_per_insert=per_insert, error=error), 0
