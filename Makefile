@@ -17,11 +17,11 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup quickstart test check docs lock clean
+.PHONY: help setup quickstart test study-async check docs lock clean
 .DEFAULT_GOAL := help
 
 help: ## Print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## Make the environment (.venv), once; takes a few minutes
 
@@ -30,6 +30,9 @@ quickstart: setup ## Train a tiny model with the whole system on two CPU cores
 
 test: setup check ## Check and run the tests, unit first
 	$(BIN)/python -m pytest tests/unit tests/integration
+
+study-async: setup ## Accuracy against staleness, corrections on and off, three seeds; goes on where it stopped, for some hours
+	$(BIN)/python -m benchmarks.staleness_study $(STUDY)
 
 check: setup docs ## Lint, import floors, types, documentation
 	$(BIN)/ruff check .

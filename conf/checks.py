@@ -237,8 +237,8 @@ def _sampling(config: Config, at: _Speaker) -> Iterator[str]:
     if not rollout.temperature > 0:
         yield f"{at('rollout.temperature')} would sample the same response every time, expected more than 0."
     why = (
-        "is refused: the engine's log-probs would be those of a truncated distribution, the learner's of the whole one, and every"
-        " importance ratio would be biased"
+        "is refused: the engine's log-probs would be exact, but over the few tokens that its weights kept at each position; the learner, at"
+        " other weights, doesn't know which, and every importance ratio would be biased"
     )
     if rollout.top_p != 1.0:
         yield f"{at('rollout.top_p')} {why}; set it to 1."

@@ -176,6 +176,7 @@ def test_the_learner_trains_on_those_tokens_with_those_log_probs_and_advantages(
                 and np.array_equal(t.behavior_logprobs, batch.behavior_logprobs[mine].numpy())
             ]
             assert len(owner) == 1, "the learner's tokens belong to no rolled out trajectory"
+            np.testing.assert_array_equal(batch.versions[mine].numpy(), owner[0].token_versions)
             assert float(batch.coefficients[mine][0]) == pytest.approx(owner[0].advantage, abs=1e-6)
             trained[owner[0].trajectory_id] = len(tokens)
     expected = {s.trajectory.trajectory_id: s.trajectory.num_response_tokens for s in journey.drawn if s.trajectory.advantage != 0}

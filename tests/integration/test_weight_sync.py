@@ -104,6 +104,21 @@ def test_sampled_logprobs_are_those_of_the_sampling_distribution(served: Served,
         np.testing.assert_allclose(sample.logprobs, expected, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("truncation", [{"top_p": 0.5}, {"top_k": 20}], ids=str)
+def test_truncated_sampling_reports_a_distribution_that_the_learner_cannot_know(served: Served, truncation: dict[str, float]) -> None:
+    """Why top-p and top-k are refused: the log-probs are exact, over a set of tokens that depends on the weights that sampled."""
+    samples = served.runner.run(served.generate(n=4, **truncation))
+    for sample in samples:
+        ids = sample.token_ids.tolist()
+        whole = served.judge.distributions(served.judge.prompt(), ids)
+        ordered = np.sort(np.exp(whole), axis=1)[:, ::-1]
+        sizes = (ordered.cumsum(1) - ordered < truncation["top_p"]).sum(1) if "top_p" in truncation else [truncation["top_k"]] * len(ids)
+        mass = np.array([row[:size].sum() for row, size in zip(ordered, sizes, strict=True)])
+        own = whole[np.arange(len(ids)), ids]
+        np.testing.assert_allclose(sample.logprobs, own - np.log(mass), atol=TOLERANCE)  # renormalised over the kept tokens
+        assert np.abs(sample.logprobs - own).max() > 0.1  # and not the learner's, which knows the whole vocabulary only
+
+
 def test_greedy_is_the_argmax_and_takes_one_sample(served: Served) -> None:
     async def check() -> None:
         (first,) = await served.generate(temperature=0.0, seed=None, max_tokens=8)

@@ -67,7 +67,6 @@ class Judge:
         text = f"<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{question}<|im_end|>\n<|im_start|>assistant\n"
         return self.tokenizer(text)["input_ids"]
 
-    @torch.no_grad()
     def logprobs(
         self,
         prompt: Sequence[int],
@@ -78,6 +77,20 @@ class Judge:
         pil: bool = False,
     ) -> np.ndarray:
         """[R] log-probs of the response, by a plain forward pass over the expanded prompt."""
+        rows = self.distributions(prompt, response, allowed=allowed, temperature=temperature, pil=pil)
+        return rows[np.arange(len(response)), [int(token) for token in response]]
+
+    @torch.no_grad()
+    def distributions(
+        self,
+        prompt: Sequence[int],
+        response: Sequence[int],
+        *,
+        allowed: Sequence[int] | None = None,
+        temperature: float = 1.0,
+        pil: bool = False,
+    ) -> np.ndarray:
+        """[R, V] log-probs at the response's positions, likewise."""
         pixels = (self.pil_processor if pil else self.processor)(images=[self.image], return_tensors="pt")
         pads = int(pixels["image_grid_thw"].prod()) // self.model.config.vision_config.spatial_merge_size**2
         expanded = [token for token in prompt for _ in range(pads if token == self.image_token_id else 1)]
@@ -93,5 +106,4 @@ class Judge:
             banned = torch.ones(logits.shape[-1], dtype=torch.bool)
             banned[list(allowed)] = False
             logits = logits.masked_fill(banned, -torch.inf)
-        labels = ids[0, -len(response) :, None]
-        return logits.log_softmax(-1).gather(-1, labels)[:, 0].numpy()
+        return logits.log_softmax(-1).numpy()
