@@ -18,8 +18,10 @@ import numpy as np
 from actors.actor import Outbox, RolloutReceipt
 from actors.worker import RolloutRequest
 from algorithms.advantages import group_advantages
+from algorithms.rethinking import RethinkingCounts
 from algorithms.types import Prompt, RolloutGroup, Segment, Trajectory, VersionSpan
 from cluster.fleet import BusyClock
+from cluster.transport import SyncReport
 
 TICK_S = 0.01  # of real time, between two looks at the running sequences
 
@@ -130,7 +132,8 @@ class TimedFleet:
             tokens = await asyncio.gather(*(self._roll_out(number, request) for request in requests))
         finally:
             self.busy.stop()
-        return RolloutReceipt(delivered=tuple(r.group_id for r in requests), bad=(), generated_tokens=sum(tokens), busy_s=0.0)
+        delivered = tuple(request.group_id for request in requests)
+        return RolloutReceipt(delivered=delivered, bad=(), generated_tokens=sum(tokens), rethinking=RethinkingCounts(), busy_s=0.0)
 
     async def _roll_out(self, number: int, request: RolloutRequest) -> int:
         rng = random.Random(request.seed)
@@ -156,13 +159,13 @@ class TimedLearner:
         await asyncio.sleep(self._p.update_s * self._p.scale)
         return {}
 
-    async def deliver(self, version: int) -> float:
+    async def deliver(self, version: int) -> SyncReport:
         """See WeightTransport.deliver: the engines are paused for the last part of it."""
         await asyncio.sleep((self._p.sync_s - self._p.pause_s) * self._p.scale)
         for engine in self._fleet.engines:
             engine.update(version)
         await asyncio.sleep(self._p.pause_s * self._p.scale)
-        return self._p.pause_s * self._p.scale
+        return SyncReport(paused_s=self._p.pause_s * self._p.scale, sent_bytes=0, num_replicas=self._p.replicas)
 
 
 class TimedPrompts(Sequence[Prompt]):

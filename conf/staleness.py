@@ -36,7 +36,7 @@ def staleness_bound(config: Config) -> StalenessBound:
     algorithm, replay = config.algorithm, config.replay
     versions, updates = algorithm.max_staleness, algorithm.updates_per_step
     replayed: int | None = versions
-    if replay.mode is ReplayMode.fifo:
+    if replay.mode in (ReplayMode.fifo, ReplayMode.prioritized):
         replayed = None
     elif replay.mode is ReplayMode.fresh:
         replayed = max(versions, replay.max_age)

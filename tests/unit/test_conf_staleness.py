@@ -20,6 +20,8 @@ def test_the_example_of_the_docstring():
     assert (found.fresh_versions, found.fresh_updates, found.groups_ahead) == (2, 11, 192)
 
 
-@pytest.mark.parametrize(("mode", "replayed"), [("none", 3), ("filter", 3), ("episode", 3), ("fresh", 8), ("fifo", None)])
+@pytest.mark.parametrize(
+    ("mode", "replayed"), [("none", 3), ("filter", 3), ("episode", 3), ("fresh", 8), ("fifo", None), ("prioritized", None)]
+)
 def test_older_rows_are_bounded_by_the_replay_mode(mode: str, replayed: int | None):
     assert bound("algorithm.max_staleness=3", f"replay.mode={mode}", "replay.max_age=8").replayed_versions == replayed
