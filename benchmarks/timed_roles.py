@@ -73,11 +73,6 @@ class TimedEngine:
         self._paused_until = 0.0
         self._clock = asyncio.create_task(self._run())
 
-    @property
-    def load(self) -> int:
-        """Sequences that run or wait."""
-        return len(self._running) + len(self._queue)
-
     async def generate(self, length: int) -> tuple[VersionSpan, ...]:
         """Wait for a response of so many tokens; the versions that sampled them."""
         sequence = _Sequence(length, asyncio.get_running_loop().create_future())
@@ -123,15 +118,18 @@ class TimedFleet:
         self.engines = [TimedEngine(proportions) for _ in range(proportions.replicas)]
         self._outboxes = [Outbox(replay, timeout_s=timeout_s) for _ in self.engines]
         self._samples = samples
+        self._running = [0] * proportions.replicas  # prompts handed to each engine and not answered
 
     async def rollout(self, requests: list[RolloutRequest]) -> RolloutReceipt:
         """See RolloutFleet.rollout."""
-        number = min(range(len(self.engines)), key=lambda index: self.engines[index].load)
+        number = min(range(len(self.engines)), key=lambda index: self._running[index])
+        self._running[number] += len(requests)
         self.busy.start()
         try:
             tokens = await asyncio.gather(*(self._roll_out(number, request) for request in requests))
         finally:
             self.busy.stop()
+            self._running[number] -= len(requests)
         delivered = tuple(request.group_id for request in requests)
         return RolloutReceipt(delivered=delivered, bad=(), generated_tokens=sum(tokens), rethinking=RethinkingCounts(), busy_s=0.0)
 
