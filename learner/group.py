@@ -192,9 +192,9 @@ class LearnerGroup:
 
     async def close(self) -> None:
         """End the ranks and give their resources back; closing twice is fine."""
-        released = [asyncio.ensure_future(_awaited(rank.release_files.remote())) for rank in self._ranks[:1]]
-        if released:
-            await asyncio.wait(released, timeout=RELEASE_TIMEOUT_S)  # a dead or stalled rank's are removed by the next one on its node
+        released = asyncio.gather(*(_awaited(rank.release_files.remote()) for rank in self._ranks[:1]), return_exceptions=True)
+        await asyncio.wait({released}, timeout=RELEASE_TIMEOUT_S)  # a dead or stalled rank's are removed by the next one on its node
+        released.cancel()
         for rank in self._ranks:
             ray.kill(rank)
         self._ranks = []

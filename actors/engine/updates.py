@@ -173,16 +173,27 @@ class WeightUpdater:
         """Close the model, shake hands, resume. Returns the checksum that all workers have answered, when one is expected."""
         try:
             await self._step("finish the update", self._engine.finish_weight_update(weight_version=str(version)), deadline)
-            if expected is not None:
-                answers = await self._step("say what it has loaded", self._engine.collective_rpc("weights_checksum"), deadline)
-                if set(answers) != {expected}:
-                    raise WeightUpdateError(f"{self._name} holds weights of checksum {_told(answers)}; {expected} was sent")
         except WeightUpdateError as error:
             await self._recover(error)
+        if expected is not None:
+            await self._shake_hands(expected, deadline)
         self.version = version
         self.mixed = None
         await self._step("resume", self._engine.resume_generation(), deadline)
         return expected
+
+    async def _shake_hands(self, expected: str, deadline: float) -> None:
+        """Have every worker say what it holds. Raises WeightUpdateError, and leaves the engine paused, when it is anything else."""
+        try:
+            answers = await self._step("say what it has loaded", self._engine.collective_rpc("weights_checksum"), deadline)
+        except WeightUpdateError as error:
+            answers = [str(error)]
+        if set(answers) != {expected}:
+            told = ", ".join(sorted({str(answer) for answer in answers}))
+            self.mixed = (
+                f"{self._name} answers {told} for the checksum of its weights, {expected} was sent; it samples again after a whole update"
+            )
+            raise WeightUpdateError(self.mixed)
 
     async def _recover(self, error: WeightUpdateError) -> None:
         """Close an update that broke off. Always raises; resumes when the old weights are still whole."""
@@ -217,10 +228,6 @@ class WeightUpdater:
             self._watchdog = None
         if self._lock.locked():
             self._lock.release()
-
-
-def _told(checksums: list[str | None]) -> str:
-    return ", ".join(sorted({str(checksum) for checksum in checksums}))
 
 
 def _now() -> float:

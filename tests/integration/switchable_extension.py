@@ -13,6 +13,18 @@ class SwitchableExtension(WeightUpdateExtension):
     def switch_head_remedy(self, on: bool) -> None:
         SharedMemoryWeightTransferEngine.rebuild_tied_head = _REMEDY if on else (lambda self: None)
 
+    def answer_wrongly(self) -> None:
+        """Have the next load remember another checksum than that of its files, as one that went wrong would."""
+        engine = self.weight_transfer_engine
+        load = type(engine).receive_weights
+
+        def and_lie(update_info: object) -> None:
+            load(engine, update_info)
+            engine.checksum = "0123456789abcdef"
+            del engine.receive_weights
+
+        engine.receive_weights = and_lie
+
     def forget_parameters(self) -> None:
         """As in an engine that has had no update yet: any set of parameters is let through to loading."""
         self.weight_transfer_engine._parameters = None

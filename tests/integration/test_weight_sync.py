@@ -15,9 +15,11 @@ import torch
 
 from actors.engine import Completion, EngineError, PromptRefusedError, RolloutEngine
 from tests.integration.tiny_models import DEVICE, MODEL, ROLLOUT, Judge, build, perturb, snapshot
-from tests.tiny_weights import publish_once
+from tests.tiny_weights import TensorSource, part_shipment, publish_once, whole_shipment
 from weights.buckets import manifest_of
-from weights.manifest import WeightUpdateError
+from weights.manifest import Part, WeightUpdateError
+from weights.mirror import WeightMirror
+from weights.publisher import WeightPublisher
 from weights.staging import StagedUpdate, StagingArea
 
 TOLERANCE = 1e-4
@@ -267,6 +269,51 @@ def test_update_that_breaks_off_while_loading_stops_service_until_a_whole_one(se
         await served.update()
         await served.engine.health()
         assert await served.difference() < TOLERANCE
+
+    served.runner.run(check())
+
+
+def test_engine_that_answers_another_checksum_stops_serving_until_a_whole_update(served: Served) -> None:
+    async def check() -> None:
+        await served.engine._engine.collective_rpc("answer_wrongly")
+        perturb(served.judge.model)
+        sent = served.stage(served.version + 1)
+        message = f"r0 answers 0123456789abcdef for the checksum of its weights, {sent.manifest.checksum} was sent"
+        with pytest.raises(WeightUpdateError, match=message):
+            await served.update(sent)
+        with pytest.raises(EngineError, match=message):
+            await served.generate()
+        await served.update()
+        assert await served.difference() < TOLERANCE
+
+    served.runner.run(check())
+
+
+def test_logprobs_are_exact_after_a_hundred_random_changes(served: Served) -> None:
+    """Numbers changed at random travel as changes only, from the sender's files to the receiver's copy to the engine."""
+
+    async def check() -> None:
+        weights, random = TensorSource(served.judge.named_parameters), np.random.default_rng(5)
+        sender = WeightPublisher(weights, bucket_bytes=2 * 2**20, sends=True, root=str(served.area.folder))
+        mirror, first = WeightMirror(served.area), served.version
+        for version in range(first + 1, first + 102):
+            update = sender.publish(version, compare=True)
+            assert update is not None
+            shipment = part_shipment(update) if update.base else whole_shipment(*sender.whole())
+            assert update.base is None or set(update.parts) == {Part.changes}
+            staged = mirror.take(shipment, shipment.payloads)
+            if (version - first) % 20 == 1:
+                receipt = await served.engine.update_weights(staged, version, timeout_s=30.0)
+                assert receipt.checksum == update.manifest.checksum
+                assert await served.difference() < TOLERANCE
+            for tensor in weights.tensors.values():
+                changed = torch.from_numpy(random.random(tuple(tensor.shape)) < 0.02)
+                tensor[changed] += 0.05 * torch.randn(int(changed.sum()))
+        served.version = first + 101
+        assert version == served.version and served.engine.version == version
+        await served.update()
+        assert await served.difference() < TOLERANCE
+        sender.close()
 
     served.runner.run(check())
 
