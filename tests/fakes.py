@@ -16,7 +16,7 @@ from algorithms.advantages import group_advantages
 from algorithms.rethinking import RethinkingCounts
 from algorithms.schema import from_arrow, to_record_batch
 from algorithms.types import ImageRef, Prompt, RolloutGroup, Segment, Trajectory, VersionSpan
-from cluster.fleet import BusyClock
+from cluster.replica import BusyClock, ReplicaLostError
 from cluster.transport import SyncReport
 from conf.schema import ReplayConfig
 from replay.buffer import ReplayBuffer
@@ -221,23 +221,33 @@ class TickingFleet:
         replay: where finished groups go.
         ticks: how long a group takes, by its turn.
         bad: turns whose first prompt can't be used.
+        lost: turns whose first call costs the replica that it runs on, after the call's first group was delivered.
     """
 
-    def __init__(self, replay: LocalReplay, *, ticks: Callable[[int], int], bad: Container[int] = ()) -> None:
+    def __init__(self, replay: LocalReplay, *, ticks: Callable[[int], int], bad: Container[int] = (), lost: Container[int] = ()) -> None:
         self.version = 0
         self.busy = BusyClock()
-        self._replay, self._ticks, self._bad = replay, ticks, bad
+        self._replay, self._ticks, self._bad, self._lost = replay, ticks, bad, lost
+        self.handed_out: list[str] = []
         self._refused: set[int] = set()
 
     async def rollout(self, requests: list[RolloutRequest]) -> RolloutReceipt:
         """As RolloutFleet's."""
         refused = {r.group_id for r in requests if r.turn in self._bad and r.turn not in self._refused}
         self._refused |= {r.turn for r in requests if r.group_id in refused}
+        before = set(self.handed_out)
+        self.handed_out += [request.group_id for request in requests]
+        if any(r.turn in self._lost and r.group_id not in before for r in requests):
+            await self._roll_out(requests[0])
+            raise ReplicaLostError("rollout actor 7 is out of service: it died")
         done = [r for r in requests if r.group_id not in refused]
         await asyncio.gather(*(self._roll_out(request) for request in done))
         bad = tuple((group_id, "bad") for group_id in refused)
         delivered = tuple(r.group_id for r in done)
         return RolloutReceipt(delivered=delivered, bad=bad, generated_tokens=0, rethinking=RethinkingCounts(), busy_s=0.0)
+
+    def must_have_replicas(self) -> None:
+        """As RolloutFleet's: others are left."""
 
     async def _roll_out(self, request: RolloutRequest) -> None:
         versions = []

@@ -40,6 +40,8 @@ def run_case(folder: Path, model: str, address: RankAddress, case: dict, batches
         return
     worker.save_checkpoint(folder / "checkpoint")
     keep(worker, folder / "first.pt")
+    if case["stage"] == 3:
+        keep_gradient(worker, folder / "gradient.pt", rank=address.rank)
     metrics.append(worker.update(shards[1], step=1))
     keep(worker, folder / "second.pt")
     trajectories = [sample.trajectory for batch in batches[:2] for part in batch for sample in part]
@@ -69,6 +71,15 @@ def keep(worker: LearnerWorker, path: Path) -> None:
     weights = {name: tensor.clone() for name, tensor in worker.weight_source()}
     if weights:
         torch.save(weights, path)
+
+
+def keep_gradient(worker: LearnerWorker, path: Path, *, rank: int) -> None:
+    """Write the first step's clipped gradient: Adam's first moment is (1 - beta1) times it then."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    moments = {name: safe_get_full_optimizer_state(p, "exp_avg") for name, p in worker._policy.model.named_parameters()}
+    if rank == 0:
+        torch.save({name: moment.float() for name, moment in moments.items()}, path)
 
 
 if __name__ == "__main__":

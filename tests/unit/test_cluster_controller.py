@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import random
+from collections import Counter
 
 import pytest
 
@@ -15,9 +16,12 @@ from conf.staleness import staleness_bound
 from tests.fakes import FakePrompts, LocalReplay, TickingFleet, TickingLearner
 
 PER_STEP = 3
+handed_out: list[str] = []  # group ids in the order in which the last run's fleet got them
 
 
-def run(*, max_staleness: int, ticks, update_ticks: int, steps: int = 30, mode: ReplayMode = ReplayMode.none, bad=(), batch_size=None):
+def run(
+    *, max_staleness: int, ticks, update_ticks: int, steps: int = 30, mode: ReplayMode = ReplayMode.none, bad=(), lost=(), batch_size=None
+):
     """The steps' metrics, and what the steps consumed: (policy version, trajectory)."""
     config = load_config("quickstart", ["algorithm.samples_per_prompt=2", "rollout.prompts_per_call=2", "replay.timeout_s=30"])
     config = dataclasses.replace(
@@ -27,10 +31,11 @@ def run(*, max_staleness: int, ticks, update_ticks: int, steps: int = 30, mode: 
         replay=dataclasses.replace(config.replay, mode=mode),
     )
     rows: list[dict[str, float]] = []
+    handed_out.clear()
 
     async def scenario() -> LocalReplay:
         replay = LocalReplay(config.replay, seed=1)
-        fleet = TickingFleet(replay, ticks=ticks, bad=bad)
+        fleet = TickingFleet(replay, ticks=ticks, bad=bad, lost=lost)
         learner = TickingLearner(fleet, ticks=update_ticks)
 
         async def after_step(step: int, metrics: dict[str, float]) -> None:
@@ -47,6 +52,7 @@ def run(*, max_staleness: int, ticks, update_ticks: int, steps: int = 30, mode: 
             after_step=after_step,
         )
         await controller.run()
+        handed_out.extend(fleet.handed_out)
         return replay
 
     replay = asyncio.run(asyncio.wait_for(scenario(), 60))
@@ -96,3 +102,14 @@ def test_steps_consume_groups_in_the_order_of_issue_whatever_is_finished_first()
         return [trajectory.group_id for _, trajectory in run(max_staleness=3, ticks=ticks, update_ticks=3)[1]]
 
     assert order(slow_ones) == order(lambda turn: 1)
+
+
+@pytest.mark.parametrize("max_staleness", [0, 3])
+def test_prompts_of_a_lost_replica_are_issued_again_once_and_consumed_once(max_staleness: int):
+    """One group of each lost call was delivered before: replay knows it when it comes again."""
+    ordinary = run(max_staleness=max_staleness, ticks=slow_ones, update_ticks=3)[1]
+    rows, consumed = run(max_staleness=max_staleness, ticks=slow_ones, update_ticks=3, lost=range(0, 90, 9))
+    repeated = [group_id for group_id, count in Counter(handed_out).items() if count > 1]
+    assert len(repeated) >= 10 and max(Counter(handed_out).values()) == 2
+    assert [trajectory.trajectory_id for _, trajectory in consumed] == [trajectory.trajectory_id for _, trajectory in ordinary]
+    assert rows[-1]["replay/duplicate_groups"] >= 1
