@@ -25,7 +25,7 @@ class WeightReceipt:
     checksum: str | None  # of the whole model, as the engine's processes have computed it
     stage_s: float  # fetching and applying the parts, while the engine generates
     verify_s: float  # reading every byte in the engine's processes
-    paused_s: float  # generation
+    paused_s: float  # without a token, verifying included
 
 
 class WeightIntake:

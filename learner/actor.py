@@ -107,8 +107,8 @@ class LearnerRank:
         Returns:
             A reference to each bucket.
         """
-        if self._whole is None:
-            manifest, buckets = self._ready().publisher.whole()
+        manifest, buckets = self._ready().publisher.whole()
+        if self._whole is None or self._whole.manifest != manifest:
             self._whole = Shipment(
                 manifest=manifest,
                 parts=(Part.whole,) * len(buckets),

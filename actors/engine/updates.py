@@ -22,8 +22,8 @@ class UpdateReceipt:
 
     version: int
     checksum: str | None  # of the whole model, as its processes have computed it; None: weights that came by broadcast
-    verify_s: float  # reading all files while requests wait for their next token
-    paused_s: float  # from the request to pause to the resumption
+    verify_s: float  # reading all files, which the engine's process does instead of generating
+    paused_s: float  # without a token: from the first byte verified to the resumption
 
 
 class WeightUpdater:
@@ -87,7 +87,7 @@ class WeightUpdater:
         await self._open(deadline)
         await self._load({"paths": paths, "manifest": manifest}, deadline)
         checksum = await self._close(update.manifest.version, deadline, expected=update.manifest.checksum)
-        return UpdateReceipt(version=self.version, checksum=checksum, verify_s=verified - begin, paused_s=_now() - verified)
+        return UpdateReceipt(version=self.version, checksum=checksum, verify_s=verified - begin, paused_s=_now() - begin)
 
     async def connect(self, init_info: dict[str, Any], timeout_s: float) -> None:
         """Meet the trainer's end of a broadcast.
