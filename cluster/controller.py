@@ -48,6 +48,7 @@ class Controller:
             reports hang here, so production goes on meanwhile.
         step: steps done before.
         generated_tokens: by the delivered groups, before.
+        last_step: steps done when run returns; None: run.num_steps.
     """
 
     config: Config
@@ -60,6 +61,7 @@ class Controller:
     after_step: StepHook
     step: int = 0
     generated_tokens: int = 0
+    last_step: int | None = None
     rethinking: RethinkingCounts = field(default_factory=RethinkingCounts)  # of what was delivered since the last step
     _handed_out: int = 0
     _calls: set[asyncio.Task[None]] = field(default_factory=set)
@@ -69,8 +71,13 @@ class Controller:
         """The policy version in service: each step makes one."""
         return self.step
 
+    @property
+    def end(self) -> int:
+        """Steps done when run returns."""
+        return self.config.run.num_steps if self.last_step is None else self.last_step
+
     async def run(self) -> None:
-        """Go on to run.num_steps.
+        """Go on to the last step.
 
         Raises:
             ExceptionGroup: of whatever ended a loop; the other loop is cancelled.
@@ -79,7 +86,7 @@ class Controller:
         self._admission = Admission(
             prompts_per_step=algorithm.prompts_per_step,
             max_staleness=algorithm.max_staleness,
-            num_steps=self.config.run.num_steps,
+            num_steps=self.end,
             version=self.version,
             accepted=self.ledger.settled,
         )
@@ -119,7 +126,7 @@ class Controller:
 
     async def _consume(self) -> None:
         """Consumes prompts_per_step groups a step, produces a version; waits for replay, then the learner, then the fleet."""
-        while self.step < self.config.run.num_steps:
+        while self.step < self.end:
             begin = time.monotonic()
             sampled, shards = await self._sample()
             drawn = time.monotonic()

@@ -30,6 +30,7 @@ class RunFolder:
         self.trajectories = self.path / "trajectories"
         self.checkpoints = self.path / "checkpoint"
         self.model = self.path / "model"
+        self.rethinking = self.path / "rethinking"  # pictures of rethinking.md
         self.log = self.path / "log.txt"
         self.state = self.path / "state.json"
 

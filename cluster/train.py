@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from actors.answers import EvaluatedAnswer
 from cluster.bad_rows import BadRows
 from cluster.checkpoint import load_checkpoint, save_checkpoint
 from cluster.coldstart import prepare_data, prepare_model
@@ -24,12 +25,14 @@ from cluster.metrics import MetricSinks, read_metrics
 from cluster.plots import plot_curves
 from cluster.probe import make_probe
 from cluster.progress import Progress
+from cluster.rethinking_report import analyse, write_report
 from cluster.run_folder import RunFolder, write_atomically, write_json
 from cluster.session import ray_session
 from cluster.transport import make_transport
 from cluster.waiting import answer_within
 from conf.loading import ConfigError, resolved_yaml
 from conf.schema import Config
+from conf.stages import plan_stages
 from learner.group import LearnerGroup
 from replay.actor import ReplayActor
 from tasks.dataset import PromptDataset
@@ -119,17 +122,30 @@ class _Run:
         assert task is not None
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         model_path = await prepare_model(self.config, self.progress)
+        stages = plan_stages(self.config)
+        done = self._checkpoint_step()
         try:
-            await self._build(model_path)
-            await self._evaluate_once(BEFORE)
-            with self.progress.phase("training"), self._open_sinks() as self._sinks:
-                await self.controller.run()
+            for number, self.stage in enumerate(stages):
+                if self.stage.last_step <= done and self.stage is not stages[-1]:
+                    continue  # by a former process
+                self.config = self.stage.config
+                await self._build(model_path, number)
+                await self._evaluate_once(f"after stage {stages[number - 1].name}" if number else BEFORE)
+                with self.progress.phase(f"training {self.stage.name}".strip()), self._open_sinks() as self._sinks:
+                    await self.controller.run()
+                if self.stage is not stages[-1]:
+                    await self._close()
             await self._finish()
         finally:
             await self._close()
 
-    async def _build(self, model_path: Path) -> None:
-        """Start the roles side by side, and bring a resumed run's state into them."""
+    def _checkpoint_step(self) -> int:
+        """Steps that the newest checkpoint of a resumed run has done."""
+        checkpoint = self.folder.newest_checkpoint() if self.config.run.resume else None
+        return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
+
+    async def _build(self, model_path: Path, number: int) -> None:
+        """Start a stage's roles side by side, and bring into them what a former stage or process of the run has come to."""
         config = self.config
         train_data = PromptDataset(config.data.path, config.data)
         self.questions = (
@@ -137,7 +153,7 @@ class _Run:
         )
         bad_rows = BadRows(max_fraction=config.data.max_bad_fraction)
         bad_rows.report(((row.row_id, row.reason) for row in train_data.bad_rows), handed_out=train_data.num_selected)
-        self.replay = ReplayActor.options(name=f"{config.run.name}/replay").remote(
+        self.replay = ReplayActor.options(name=f"{config.run.name}/replay{number or ''}").remote(
             config.replay, seed=config.run.seed, archive=str(self.folder.trajectories)
         )
         self.learner = LearnerGroup(config, str(model_path))
@@ -151,6 +167,7 @@ class _Run:
             transport=make_transport(config, self.learner, self.fleet, make_probe(config, str(model_path), train_data)),
             bad_rows=bad_rows,
             after_step=self._after_step,
+            last_step=self.stage.last_step,
         )
         self.guard = CollapseGuard(config.guard)
         with self.progress.phase("starting the replay, learner and rollout actors"):
@@ -159,10 +176,10 @@ class _Run:
                 self.learner.start(),
                 self.fleet.start(version=0),
             )
-        checkpoint = self.folder.newest_checkpoint() if config.run.resume else None
+        checkpoint = self.folder.newest_checkpoint() if config.run.resume or number else None
         if checkpoint is not None:
             with self.progress.phase(f"restoring {checkpoint.name}"):
-                self.evaluations = await load_checkpoint(checkpoint, self.controller)
+                self.evaluations |= await load_checkpoint(checkpoint, self.controller)
 
     def _open_sinks(self) -> MetricSinks:
         """Where the steps to come report, behind those that the checkpoint has done."""
@@ -178,9 +195,22 @@ class _Run:
             return
         with self.progress.phase(f"evaluating {name} on {len(self.questions)} held-out questions"):
             limit = self.config.evaluation.max_response_tokens or self.config.model.max_response_tokens
-            answers, bad = await self.fleet.evaluate(self.questions, max_response_tokens=limit)
-            result = self.evaluations[name] = report(answers, bad)
+            mode = self.config.evaluation.mode
+            answers, bad = await self.fleet.evaluate(self.questions, max_response_tokens=limit, mode=mode)
+            result = self.evaluations[name] = report(answers, bad) | {"mode": mode.value, "rethinking": analyse(answers)}
+            self._report_rethinking(answers)
         self.progress.say(f"held-out accuracy {name}: {result['accuracy_lenient']:.3f} (strict {result['accuracy_strict']:.3f})")
+
+    def _report_rethinking(self, answers: list[EvaluatedAnswer]) -> None:
+        """Write rethinking.md anew, where answers were made to go on."""
+        if any(answer.forced is not None for answer in answers):
+            write_report(
+                self.folder,
+                evaluations=self.evaluations,
+                answers=answers,
+                questions={question.prompt_id: question for question in self.questions},
+                metrics=read_metrics(self.folder.metrics) if self.folder.metrics.exists() else [],
+            )
 
     async def _after_step(self, step: int, metrics: dict[str, float]) -> None:
         """Report a step, and do what is due after it."""
@@ -194,7 +224,7 @@ class _Run:
         self.progress.step(step, config.run.num_steps, metrics, seconds_left=(config.run.num_steps - step) * sum(recent) / len(recent))
         self.guard.observe(metrics)
         self._refuse_collapse()
-        last = step == config.run.num_steps
+        last = step == self.stage.last_step
         due = config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0
         if last or (due and not self.guard.suspicious):
             await save_checkpoint(self.folder, self.controller, self.evaluations, keep_last=config.checkpoint.keep_last)
@@ -224,6 +254,7 @@ class _Run:
             "generated_tokens": self.controller.generated_tokens,
             "cold_start": self.evaluations.get(BEFORE),
             "final": self.evaluations.get(AFTER),
+            "evaluations": self.evaluations,
             "bad_rows": self.controller.bad_rows.count,
             "grades": await self.fleet.grade_counts(),
             "wall_s": {name: round(seconds, 2) for name, seconds in self.progress.seconds.items()},
@@ -241,6 +272,7 @@ class _Run:
                 logger.warning("a role did not close cleanly: %s", result)
         if hasattr(self, "replay"):
             ray.kill(self.replay)
+            del self.replay
 
 
 def _vllm_version() -> str:

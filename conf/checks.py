@@ -16,6 +16,7 @@ from conf.loading import ConfigError
 from conf.resources import resources_needed
 from conf.rethinking_checks import appends, rethinking_rules
 from conf.schema import AdvantageKind, BehaviorWeight, Config, Device, LossWeight, ProximalKind, ReplayMode
+from conf.stages import plan_stages
 from conf.staleness import staleness_bound
 
 MIN_OBJECT_STORE_BYTES = 80 * 1024**2  # Ray refuses less than 75 MiB
@@ -84,7 +85,8 @@ def check(config: Config, *, paths: bool = True) -> None:
     sampling = (_sampling, _algorithm, _priorities, _replay, _replay_parts, _tokens, _rollout, rethinking_rules)
     training = (*sampling, _learner, data_rules, _model)
     rules = (_ranges, _run, *training, _cluster, _evaluation)
-    _refuse(config, (*rules, *([_paths] if paths else [])))
+    for stage in plan_stages(config):
+        _refuse(stage.config, (*rules, *([_paths] if paths else [])))
 
 
 def check_evaluation(config: Config, *, paths: bool = True) -> None:

@@ -61,6 +61,27 @@ def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> Config:
     return loaded
 
 
+def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """Change loaded settings.
+
+    Args:
+        config: as load_config returns it.
+        overrides: ``key=value`` words, as for load_config.
+
+    Returns:
+        The frozen settings with these values.
+
+    Raises:
+        ConfigError: as load_config does.
+    """
+    changed = OmegaConf.structured(config)
+    for word in overrides:
+        changed = _merge(changed, dict(_leaves_below(*_parse_override(word))), origin=f"'{word}'")
+    loaded = OmegaConf.to_object(changed)
+    assert isinstance(loaded, Config)
+    return loaded
+
+
 def resolved_yaml(config: Config) -> str:
     """Write settings as YAML that load_config reads back to an equal Config.
 

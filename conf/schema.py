@@ -161,6 +161,8 @@ class RunConfig:
     dir: str = "runs/${run.name}"  # the run folder
     seed: int = 1
     num_steps: int = 100  # training steps, each prompts_per_step prompts and updates_per_step optimizer updates
+    stages: list[str] = field(default_factory=list)  # each "name=... steps=... key=value ..."; empty: num_steps under one configuration
+    stage: str = ""  # train only this one of the stages; empty: all
     resume: bool = False  # go on from the newest checkpoint in the run folder
     overwrite: bool = False  # replace a run folder that already holds a run
 
