@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from actors.rethinking import evaluation_recipe_of
 from cluster.answering import Answerer, NobodyLeftError, QuestionDesk
 from cluster.coldstart import prepare_data
 from cluster.evaluation_folder import AnswerRow, EvaluationFolder
@@ -24,7 +25,7 @@ from cluster.rescore import score
 from cluster.session import ray_session
 from cluster.waiting import answer_within
 from conf.checks import token_limits
-from conf.schema import Config, Device, EvaluationPrompt
+from conf.schema import Config, Device, EvaluationMode, EvaluationPrompt
 from tasks.benchmarks.questions import Question
 
 FAILED_EXIT_CODE = 1
@@ -73,7 +74,8 @@ def _answer(config: Config, model_path: Path, folder: EvaluationFolder, progress
         questions = [located.question for located in chosen.located]
         folder.keep_questions(chosen.reported.name, [(q, chosen.prompt_of(q)) for q in questions], chosen.bad_rows)
     limits = token_limits(config)
-    number = sum(len(_unanswered(folder, chosen, limit, carried=True)) for chosen in sets for limit in limits)
+    mode = _stored_mode(config)
+    number = sum(len(_unanswered(folder, chosen, limit, mode, carried=True)) for chosen in sets for limit in limits)
     if number == 0:
         progress.say("every question has its answer already")
         return
@@ -118,6 +120,7 @@ def _asked_settings(config: Config, model_path: Path) -> dict[str, Any]:
         "max_prompt_tokens": model.max_prompt_tokens,
         "pixels": [model.min_pixels, model.max_pixels],
         "max_images_per_prompt": model.max_images_per_prompt,
+        "triggers": [[trigger.text, trigger.weight] for trigger in evaluation_recipe_of(config.rethinking).triggers],
     }
 
 
@@ -141,7 +144,12 @@ def model_digest(model_path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _unanswered(folder: EvaluationFolder, chosen: QuestionSet, limit: int, *, carried: bool = False) -> list[Any]:
+def _stored_mode(config: Config) -> str:
+    """The mode that answers are asked for and kept under; what is made to go on is scored as forced and as bound."""
+    return EvaluationMode.none.value if config.evaluation.mode is EvaluationMode.none else EvaluationMode.forced.value
+
+
+def _unanswered(folder: EvaluationFolder, chosen: QuestionSet, limit: int, mode: str, *, carried: bool = False) -> list[Any]:
     """The located questions without an answer at a token limit.
 
     An answer that ended by itself at a lower limit is the greedy answer at any higher one; it is written down again, not asked for
@@ -150,7 +158,7 @@ def _unanswered(folder: EvaluationFolder, chosen: QuestionSet, limit: int, *, ca
     name = chosen.reported.name
     known: set[str] = set()
     final: dict[str, AnswerRow] = {}
-    for row in folder.answers(name, "none"):
+    for row in folder.answers(name, mode):
         if row.token_limit == limit:
             known.add(row.question_id)
         elif row.token_limit < limit and row.is_final:
@@ -158,7 +166,7 @@ def _unanswered(folder: EvaluationFolder, chosen: QuestionSet, limit: int, *, ca
     wanted = [located for located in chosen.located if located.question.question_id not in known]
     again = [final[located.question.question_id] for located in wanted if located.question.question_id in final]
     if not carried:
-        folder.add_answers(name, "none", [dataclasses.replace(row, token_limit=limit) for row in again])
+        folder.add_answers(name, mode, [dataclasses.replace(row, token_limit=limit) for row in again])
     return [located for located in wanted if located.question.question_id not in final]
 
 
@@ -170,11 +178,12 @@ async def _ask(config: Config, model_path: str, folder: EvaluationFolder, sets: 
         alive = set(fleet.replicas)
         for limit in token_limits(config):
             for chosen in sets:
-                wanted = _unanswered(folder, chosen, limit)
+                wanted = _unanswered(folder, chosen, limit, _stored_mode(config))
                 if not wanted:
                     continue
                 title = f"{chosen.reported.name}, {limit} tokens"
-                with progress.phase(title), _Keeper(folder, chosen.reported.name, limit, Countdown(progress, title, len(wanted))) as keeper:
+                countdown = Countdown(progress, title, len(wanted))
+                with progress.phase(title), _Keeper(folder, chosen.reported.name, limit, _stored_mode(config), countdown) as keeper:
                     answerers = [_answerer(config, replica, limit, alive) for replica in fleet.replicas if replica in alive]
                     desk: QuestionDesk[Asked, AnswerRow] = QuestionDesk(
                         questions=chosen.prompts(wanted),
@@ -194,7 +203,8 @@ def _answerer(config: Config, replica: Replica, limit: int, alive: set[Replica])
         question, prompt = asked
         what = f"{replica.name} to answer {prompt.prompt_id}"
         try:
-            answers, bad = await answer_within(replica.actor.evaluate.remote([prompt], limit), config.rollout.timeout_s, what)
+            call = replica.actor.evaluate.remote([prompt], limit, config.evaluation.mode)
+            answers, bad = await answer_within(call, config.rollout.timeout_s, what)
         except Exception:
             alive.discard(replica)
             raise
@@ -207,6 +217,8 @@ def _answerer(config: Config, replica: Replica, limit: int, alive: set[Replica])
             response=answer.response,
             num_tokens=answer.num_response_tokens,
             finish_reason=answer.finish_reason,
+            first_response=None if answer.forced is None else answer.forced.y1,
+            passed_over=answer.passed_over,
         )
 
     return Answerer(name=replica.name, ask=ask)
@@ -230,8 +242,8 @@ async def _first_error(serving: Any) -> None:
 class _Keeper:
     """Writes answers down in parts, the last one also when the evaluation ends early."""
 
-    def __init__(self, folder: EvaluationFolder, benchmark: str, limit: int, countdown: Countdown) -> None:
-        self._folder, self._benchmark, self._limit, self._countdown = folder, benchmark, limit, countdown
+    def __init__(self, folder: EvaluationFolder, benchmark: str, limit: int, mode: str, countdown: Countdown) -> None:
+        self._folder, self._benchmark, self._limit, self._mode, self._countdown = folder, benchmark, limit, mode, countdown
         self._rows: list[AnswerRow] = []
         self._written = time.monotonic()
 
@@ -253,5 +265,5 @@ class _Keeper:
         self.keep(_without_answer(question, self._limit, reason))
 
     def _write(self) -> None:
-        self._folder.add_answers(self._benchmark, "none", self._rows)
+        self._folder.add_answers(self._benchmark, self._mode, self._rows)
         self._rows, self._written = [], time.monotonic()

@@ -1,5 +1,6 @@
 """The whole evaluation with rollout actors that answer from a table: resume, limits, deaths, rescoring, the report."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -10,13 +11,13 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 
-from actors.answers import EvaluatedAnswer
+from actors.answers import EvaluatedAnswer, ForcedAnswer
 from cluster import evaluate as evaluate_module
 from cluster.evaluate import engine_settings, evaluate, model_digest
 from cluster.rescore import rescore
 from cluster.run_folder import RunFolderError
 from conf.loading import ConfigError, load_config
-from conf.schema import Config
+from conf.schema import Config, EvaluationMode
 from tests.benchmark_fixtures import WRITERS
 
 Respond = Callable[[str, int], str]  # prompt and token limit -> response; a token is a character
@@ -30,7 +31,7 @@ class FakeReplica:
         self.actor = SimpleNamespace(evaluate=SimpleNamespace(remote=self._evaluate))
         self._respond, self._asked, self._dies_after, self._count = respond, asked, dies_after, 0
 
-    async def _evaluate(self, prompts, limit):
+    async def _evaluate(self, prompts, limit, mode):
         (prompt,) = prompts
         self._count += 1
         if self._dies_after is not None and self._count > self._dies_after:
@@ -45,7 +46,15 @@ class FakeReplica:
             finish_reason="length" if len(response) > limit else "stop", num_response_tokens=min(len(response), limit),
             response=response[:limit], answer="",
         )  # fmt: skip
+        if mode is not EvaluationMode.none:
+            answer = _gone_on(answer, " Wait. \\boxed{A}")
         return [answer], []
+
+
+def _gone_on(answer: EvaluatedAnswer, more: str) -> EvaluatedAnswer:
+    wrong = {f"{part}_correct{how}": False for part in ("first", "final") for how in ("", "_strict", "_lenient")}
+    forced = ForcedAnswer(**wrong, y1=answer.response, trigger="", y2=more, extra_tokens=len(more))
+    return dataclasses.replace(answer, response=answer.response + more, forced=forced)
 
 
 class Stage:
@@ -126,6 +135,19 @@ def test_answers_scores_and_reports_lie_where_they_are_told_to(stage: Stage, cap
     page = (out / "report.md").read_text()
     assert re.search(r"\| MATH-Vision test \| none \| 16 \| 14\.3 \[0\.0, \d\d\.\d\] \|", page)
     assert "| VL-Rethinker-7B | 32.3 |" in page and "this model, none, 16 tokens" in page
+
+
+def test_answers_that_go_on_are_scored_as_forced_and_as_bound(stage: Stage) -> None:
+    """Beside those that don't, in one folder: y1 says B, y2 says A, which makes the one right answer wrong."""
+    assert stage.run() == 0
+    assert stage.run("evaluation.mode=forced") == 0 and len(stage.asked) == 14
+    rows = pq.read_table(stage.folder / "out/answers/mathvision/forced").to_pylist()
+    assert {(row["first_response"], row["response"]) for row in rows} == {("It is \\boxed{B}", "It is \\boxed{B} Wait. \\boxed{A}")}
+    scores = pq.read_table(stage.folder / "out/scores/mathvision.parquet").to_pylist()
+    of_question = {row["mode"]: row["lenient"] for row in scores if row["question_id"] == "4"}
+    assert of_question == {"none": 1.0, "forced": 0.0, "bound": 1.0}
+    assert {result["mode"] for result in stage.report["benchmarks"][0]["results"]} == {"none", "forced", "bound"}
+    assert stage.run("evaluation.mode=forced") == 0 and len(stage.asked) == 14  # nothing left to ask
 
 
 def test_an_evaluation_goes_on_with_the_questions_that_have_no_answer(stage: Stage) -> None:
