@@ -202,8 +202,8 @@ class _Run:
         self.progress.say(f"held-out accuracy {name}: {result['accuracy_lenient']:.3f} (strict {result['accuracy_strict']:.3f})")
 
     def _report_rethinking(self, answers: list[EvaluatedAnswer]) -> None:
-        """Write rethinking.md anew, where answers were made to go on."""
-        if any(answer.forced is not None for answer in answers):
+        """Write rethinking.md anew, where rollouts or answers are made to go on."""
+        if self.config.rethinking.enabled or any(answer.forced is not None for answer in answers):
             write_report(
                 self.folder,
                 evaluations=self.evaluations,
