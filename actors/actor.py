@@ -208,6 +208,26 @@ class RolloutActor:
         await self._outbox.deliver(rolled.group, request.turn)
         return rolled.counts
 
+    async def pass_rates(self, requests: list[RolloutRequest]) -> list[float | str]:
+        """Sample and grade groups without keeping them.
+
+        Args:
+            requests: visits of prompts.
+
+        Returns:
+            The share of right responses of each, or the reason why its prompt can't be used.
+        """
+        results = await asyncio.gather(*(self._worker.rollout(request) for request in requests), return_exceptions=True)
+        rates: list[float | str] = []
+        for result in results:
+            if isinstance(result, BadPromptError | PromptRefusedError):
+                rates.append(str(result))
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                rates.append(sum(t.correct for t in result.group.trajectories) / len(result.group.trajectories))
+        return rates
+
     async def evaluate(
         self, prompts: list[Prompt], max_response_tokens: int, mode: EvaluationMode = EvaluationMode.none
     ) -> tuple[list[EvaluatedAnswer], list[tuple[str, str]]]:

@@ -7,21 +7,16 @@ any actor starts), 130 interrupted. Ray and the engines are imported by the comm
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cluster.cli_words import ConfigArgument, OverridesArgument, checked, example, refusals
+from cluster.data_commands import data_app
 from cluster.run_folder import RunFolderError
 from conf.checks import check, check_evaluation, check_scoring
-from conf.loading import ConfigError, load_config, resolved_yaml, shipped_names
-from conf.schema import Config
-from tasks.errors import DataError
-
-USAGE_EXIT_CODE = 2
-QUICKSTART_DATA_DIR = Path(".cache/quickstart/data")
+from conf.loading import ConfigError, load_config, resolved_yaml
 
 app = typer.Typer(
     name="rethinker",
@@ -34,43 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(help="Build the data that a run is trained on.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
-
-ConfigArgument = Annotated[
-    str,
-    typer.Argument(metavar="CONFIG", help=f"A YAML file, or the name of a shipped one ({', '.join(shipped_names())}).", show_default=False),
-]
-OverridesArgument = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...",
-        help="Settings that win over the file's. 'rethinker config CONFIG' prints all keys with their values.",
-        show_default=False,
-    ),
-]
-
-
-def _example(*lines: str) -> str:
-    """The end of a help text; the backspace keeps the lines as they are."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Turn what a user can put right into one sentence and exit code 2; everything else keeps its traceback."""
-    try:
-        yield
-    except (ConfigError, DataError, RunFolderError) as error:
-        typer.echo(f"rethinker: {error}", err=True)
-        raise typer.Exit(USAGE_EXIT_CODE) from error
-
-
-def _checked(config: str, overrides: list[str] | None) -> Config:
-    """Settings that passed every check that needs no cluster."""
-    loaded = load_config(config, overrides or [])
-    check(loaded)
-    return loaded
 
 
 def _print_version(wanted: bool) -> None:
@@ -92,7 +51,7 @@ def _root(
 
 
 @app.command(
-    epilog=_example(
+    epilog=example(
         "rethinker train quickstart",
         "rethinker train my.yaml run.name=second run.seed=2 replay.mode=fresh",
         "rethinker train my.yaml run.name=second run.resume=true",
@@ -104,15 +63,15 @@ def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     Results go into the run folder (run.dir): config.yaml, metrics.jsonl, summary.json, curves.png, TensorBoard events, trajectories/,
     checkpoint/ and model/. Ctrl-C stops the run; run.resume=true goes on from the newest checkpoint.
     """
-    with _refusals():
-        settings = _checked(config, overrides)
+    with refusals():
+        settings = checked(config, overrides)
         from cluster.train import train as run_training
 
         raise typer.Exit(run_training(settings))
 
 
 @app.command(
-    epilog=_example(
+    epilog=example(
         "rethinker evaluate quickstart",
         "rethinker evaluate benchmarks evaluation.benchmarks_dir=/data/benchmarks --model models/Qwen2.5-VL-7B-Instruct --output qwen",
         "rethinker evaluate benchmarks --rescore --output qwen",
@@ -138,7 +97,7 @@ def evaluate(
     and lenient accuracy with confidence intervals, what was cut off, what could not be scored and why. The same command again asks only
     what has no answer yet. evaluation.benchmarks names what is asked, evaluation.token_limits how long an answer may be.
     """
-    with _refusals():
+    with refusals():
         settings = load_config(config, overrides or [])
         run_dir = Path(settings.run.dir)
         folder = output or run_dir / "evaluation"
@@ -170,15 +129,15 @@ def _model_folder(model: Path | None, run_dir: Path) -> Path:
     raise ConfigError(f"{origin} {what}: there is no config.json in it or in its folder model/.")
 
 
-@app.command(epilog=_example("rethinker coldstart quickstart", "rethinker coldstart quickstart coldstart.steps=600"))
+@app.command(epilog=example("rethinker coldstart quickstart", "rethinker coldstart quickstart coldstart.steps=600"))
 def coldstart(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     """Make the model that training starts from, and print its folder.
 
     A tiny model is made from a configuration and taught the form of an answer by a short supervised phase. It is kept under
     coldstart.cache_dir, keyed by its settings, and 'train' makes it by itself where it is missing.
     """
-    with _refusals():
-        settings = _checked(config, overrides)
+    with refusals():
+        settings = checked(config, overrides)
         if settings.coldstart.steps == 0:
             raise ConfigError(f"coldstart.steps = 0 asks for no cold start, model.path = {settings.model.path!r} is trained as it is.")
         from cluster.coldstart import run
@@ -186,7 +145,7 @@ def coldstart(config: ConfigArgument, overrides: OverridesArgument = None) -> No
         typer.echo(run(settings))
 
 
-@app.command(epilog=_example("rethinker curves runs/quickstart", "rethinker curves runs/none runs/episode --output modes.png"))
+@app.command(epilog=example("rethinker curves runs/quickstart", "rethinker curves runs/none runs/episode --output modes.png"))
 def curves(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, by their paths.", show_default=False)],
     output: Annotated[Path, typer.Option(help="The picture to write, PNG.")] = Path("curves.png"),
@@ -195,7 +154,7 @@ def curves(
 
     Of several runs each panel shows its first metric only, one line a run.
     """
-    with _refusals():
+    with refusals():
         from cluster.metrics import read_metrics
         from cluster.plots import plot_curves
 
@@ -214,7 +173,7 @@ def curves(
 
 
 @app.command(
-    epilog=_example(
+    epilog=example(
         "rethinker plan vl_rethinker_7b",
         "rethinker plan my.yaml rollout.num_actors=8 --address auto",
     )
@@ -235,7 +194,7 @@ def plan(
     what would lie on which node and what is missing. Neither data nor weights need to be there. 'train' makes the same check before it
     starts an actor.
     """
-    with _refusals():
+    with refusals():
         settings = load_config(config, overrides or [])
         check(settings, paths=False)
         from cluster.plan import plan as run_plan
@@ -243,46 +202,18 @@ def plan(
         run_plan(settings, address)
 
 
-@app.command("config", epilog=_example("rethinker config default", "rethinker config quickstart replay.mode=fresh --check"))
+@app.command("config", epilog=example("rethinker config default", "rethinker config quickstart replay.mode=fresh --check"))
 def print_config(
     config: ConfigArgument,
     overrides: OverridesArgument = None,
     complete: Annotated[bool, typer.Option("--check", help="Also refuse what 'train' would refuse.")] = False,
 ) -> None:
     """Print every setting of a run with its value, as YAML."""
-    with _refusals():
+    with refusals():
         settings = load_config(config, overrides or [])
         typer.echo(resolved_yaml(settings), nl=False)
         if complete:
             check(settings)
-
-
-@data_app.callback()
-def _data() -> None:
-    """Hold the data commands."""
-
-
-@data_app.command("build", epilog=_example("rethinker data build quickstart", "rethinker data build quickstart --folder /data/quickstart"))
-def build_data(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What to build: quickstart.", show_default=False)],
-    folder: Annotated[Path, typer.Option(help="Gets the sub-folders train and test.")] = QUICKSTART_DATA_DIR,
-    seed: Annotated[int, typer.Option(help="Of the choice of questions and of their order.")] = 1,
-) -> None:
-    """Write data from what installed packages ship, without a network.
-
-    'quickstart' is easy-VQA's questions about images, arithmetic over handwritten digits, and arithmetic in words, in ViRL39K's layout
-    (one Parquet file and images/). 'rethinker train quickstart' does this by itself.
-    """
-    with _refusals():
-        if name != "quickstart":
-            raise ConfigError(f"There is no data set '{name}' to build, expected quickstart.")
-        from tasks.quickstart.data import build_data as build
-
-        try:
-            built = build(folder, seed=seed)
-        except FileExistsError as error:
-            raise ConfigError(f"--folder '{folder}': {error}") from error
-        typer.echo(f"{built.train}\n{built.test}")
 
 
 def main() -> None:

@@ -34,12 +34,13 @@ class PromptDataset(Sequence[Prompt]):
     A row that can't be used is no error here but an entry of ``bad_rows``; how many of them are too many is the run's decision.
     """
 
-    def __init__(self, path: str | os.PathLike[str], selection: DataConfig | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], selection: DataConfig | None = None, *, may_be_empty: bool = False) -> None:
         """Read the data.
 
         Args:
             path: a folder or file in a layout that tasks.layouts knows; with selection.reader, whatever the reader makes of it.
             selection: format, reader, scorer, image_cache and what to keep; None keeps every row.
+            may_be_empty: a data set without a usable row is one, too, for whoever wants to see its bad rows.
 
         Raises:
             DataError: when there is no data at the path, in no known layout or not readable, or the selection keeps no usable row.
@@ -78,7 +79,7 @@ class PromptDataset(Sequence[Prompt]):
             known.add(prompt.prompt_id)
             self.row_numbers.append(number)
             self._prompts.append(prompt)
-        if not self._prompts:
+        if not self._prompts and not may_be_empty:
             first = f"; the first: {self.bad_rows[0].row_id}: {self.bad_rows[0].reason}" if self.bad_rows else ""
             counts = f"{self.num_rows} rows, {self.num_selected} kept by the selection, {len(self.bad_rows)} bad"
             raise DataError(f"{self.path}: no usable prompt: {counts}{first}")

@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from algorithms.types import IMAGE_MARKER, Prompt
+from algorithms.types import IMAGE_MARKER as IMAGE_MARKER  # benchmarks take it from here
+from algorithms.types import Prompt
 from tasks.errors import BadPromptError
 from tasks.images import image_token_count
+from tasks.markers import texts_between_images
 
 IMAGE_PAD = "<|image_pad|>"
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE_PAD, "<|video_pad|>")
@@ -132,6 +134,28 @@ class PromptEncoder:
             BadPromptError: when markers and pictures disagree in number, the prompt is longer than max_prompt_tokens, or it has
                 pictures and the model takes none.
         """
+        ids, length = self._measured(prompt, image_sizes)
+        if length > self._max_prompt_tokens:
+            raise BadPromptError(f"prompt of {length} tokens, images included, is over max_prompt_tokens={self._max_prompt_tokens}")
+        return np.asarray(ids, dtype=np.int32)
+
+    def num_tokens(self, prompt: Prompt, image_sizes: Sequence[tuple[int, int]]) -> int:
+        """Measure a prompt of any length.
+
+        Args:
+            prompt: as encode takes it.
+            image_sizes: (height, width) of each picture, in pixels.
+
+        Returns:
+            Its tokens, images included: what max_prompt_tokens limits.
+
+        Raises:
+            BadPromptError: as encode, but for the length.
+        """
+        return self._measured(prompt, image_sizes)[1]
+
+    def _measured(self, prompt: Prompt, image_sizes: Sequence[tuple[int, int]]) -> tuple[list[int], int]:
+        """The token ids, and the length that they have once the pictures are expanded."""
         if self._image_pad_id is None and prompt.image_paths:
             raise BadPromptError(f"{len(prompt.image_paths)} images for a model that takes none")
         if len(image_sizes) != len(prompt.image_paths):
@@ -140,19 +164,11 @@ class PromptEncoder:
         pads = 0 if self._image_pad_id is None else ids.count(self._image_pad_id)
         if pads != len(image_sizes):
             raise BadPromptError(f"the chat template made {pads} image pads of {len(image_sizes)} images")
-        length = len(ids) - pads + sum(self._count_tokens(height, width) for height, width in image_sizes)
-        if length > self._max_prompt_tokens:
-            raise BadPromptError(f"prompt of {length} tokens, images included, is over max_prompt_tokens={self._max_prompt_tokens}")
-        return np.asarray(ids, dtype=np.int32)
+        return ids, len(ids) - pads + sum(self._count_tokens(height, width) for height, width in image_sizes)
 
     def _content(self, prompt: Prompt) -> list[dict[str, str]]:
         """The user message's parts: pictures and texts in order, the suffix joined to the last text."""
-        texts = prompt.question.split(IMAGE_MARKER)
-        markers, images = len(texts) - 1, len(prompt.image_paths)
-        if markers == 0:
-            texts = [""] * images + texts
-        elif markers != images:
-            raise BadPromptError(f"{markers} {IMAGE_MARKER} markers for {images} images")
+        texts = texts_between_images(prompt)
         texts[-1] += self._suffix
         parts = [{"type": "text", "text": texts[0]}]
         for text in texts[1:]:

@@ -16,7 +16,18 @@ ROOT = Path(__file__).parents[2]
 RUNNER = CliRunner()
 
 
-@pytest.mark.parametrize("command", [["train"], ["evaluate"], ["coldstart"], ["curves"], ["config"], ["data", "build"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train"],
+        ["evaluate"],
+        ["coldstart"],
+        ["curves"],
+        ["config"],
+        *(["data", name] for name in ("build", "check", "select", "passrate")),
+    ],
+    ids=" ".join,
+)
 def test_every_command_explains_itself_with_an_example(command: list[str]) -> None:
     result = RUNNER.invoke(app, [*command, "--help"])
     assert result.exit_code == 0

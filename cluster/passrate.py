@@ -1,0 +1,189 @@
+"""`rethinker data passrate`: how often a model solves each prompt, sampled on the rollout actors.
+
+Owns the journal that makes it resumable. What is done with the rates is a selection's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import logging
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray.exceptions import RayError
+
+from actors.worker import RolloutRequest
+from cluster.evaluate import model_digest
+from cluster.fleet import Replica, RolloutFleet
+from cluster.progress import Progress
+from cluster.session import ray_session
+from cluster.waiting import answer_within
+from conf.schema import AdvantageKind, Config
+from tasks.dataset import PromptDataset
+from tasks.errors import DataError
+from tasks.rewriting import write_rows
+
+logger = logging.getLogger(__name__)
+
+COLUMN = "pass_rate"
+JOURNAL = "pass_rates.jsonl"
+FAILED_EXIT_CODE = 1
+INTERRUPTED_EXIT_CODE = 130
+REPORT_EVERY = 512  # prompts
+
+
+class Journal:
+    """What is known so far, one line a prompt; a line that a killed process left half written is dropped.
+
+    Args:
+        path: of the file.
+        settings: that the rates depend on, its first line.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self._path = path
+        self.rates: dict[int, float] = {}  # by row number
+        self.bad: dict[int, str] = {}  # rows that can't be sampled, with the reason
+        lines = path.read_bytes().split(b"\n") if path.exists() else []
+        whole = lines[:-1]  # a whole line ends with a line break
+        if whole:
+            self._read(whole, settings)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb") as file:  # what follows is appended to whole lines
+            file.write(b"".join(line + b"\n" for line in whole or [json.dumps(dict(settings)).encode()]))
+
+    def add(self, found: Mapping[int, float | str]) -> None:
+        """Keep what was found.
+
+        Args:
+            found: a pass rate, or the reason why there is none, by row number.
+        """
+        with open(self._path, "a") as file:
+            for row, result in found.items():
+                name, known = ("bad", self.bad) if isinstance(result, str) else ("rate", self.rates)
+                known[row] = result  # type: ignore[index]
+                file.write(json.dumps({"row": row, name: result}) + "\n")
+
+    def _read(self, lines: list[bytes], settings: Mapping[str, Any]) -> None:
+        try:
+            written, *entries = [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise DataError(f"{self._path} is damaged: {error}") from error
+        for key, value in settings.items():
+            if written.get(key) != value:
+                raise DataError(f"{self._path} was begun with {key} = {written.get(key)!r}, now it is {value!r}; name a new folder")
+        for entry in entries:
+            (self.bad if "bad" in entry else self.rates)[entry["row"]] = entry.get("bad", entry.get("rate"))
+
+
+def passrate(config: Config, model_path: Path, output: Path, *, samples: int) -> int:
+    """Sample each prompt several times and write the data set with its pass rates.
+
+    Args:
+        config: checked; its data, model, rollout and reward sections are used.
+        model_path: Hugging Face folder.
+        output: folder to write; where a former call was cut short, this one goes on.
+        samples: of each prompt.
+
+    Returns:
+        The command's exit code: 0; 1 when all rollout actors died; 130 when it was interrupted. What is known is kept in any case.
+
+    Raises:
+        DataError: before any actor is started.
+    """
+    progress = Progress()
+    dataset = PromptDataset(config.data.path, config.data)
+    settings = {
+        "model": model_digest(model_path),
+        "samples": samples,
+        "seed": config.run.seed,
+        "temperature": config.rollout.temperature,
+        "max_response_tokens": config.model.max_response_tokens,
+        "extraction": config.reward.extraction.value,
+        "prompt_suffix": config.data.prompt_suffix,
+        "data": zlib.crc32("\0".join(prompt.prompt_id for prompt in dataset).encode(errors="surrogatepass")),
+    }
+    journal = Journal(output / JOURNAL, settings)
+    left = [i for i, row in enumerate(dataset.row_numbers) if row not in journal.rates and row not in journal.bad]
+    if left:
+        config = dataclasses.replace(
+            config,
+            algorithm=dataclasses.replace(config.algorithm, samples_per_prompt=samples, advantage=AdvantageKind.mean),
+            rethinking=dataclasses.replace(config.rethinking, enabled=False),
+            learner=dataclasses.replace(config.learner, num_ranks=0),
+        )
+        progress.say(f"{len(left)} of {len(dataset)} prompts to sample {samples} times")
+        try:
+            with ray_session(config):
+                asyncio.run(_sample(config, str(model_path), dataset, left, journal, progress))
+        except KeyboardInterrupt:
+            progress.say(f"interrupted; what is known is in {output}, the same command goes on")
+            return INTERRUPTED_EXIT_CODE
+        except NoActorLeftError as failure:
+            progress.say(f"no rollout actor is left: {failure}\nwhat is known is in {output}, the same command goes on")
+            return FAILED_EXIT_CODE
+    images = (path for prompt in dataset for path in prompt.image_paths)
+    write_rows(config.data.path, output, columns={COLUMN: journal.rates}, image_paths=images)
+    solved = sorted(journal.rates.values())
+    never, always = sum(rate == 0.0 for rate in solved), sum(rate == 1.0 for rate in solved)
+    progress.say(f"{len(solved)} prompts: {never} never solved, {always} always, {len(journal.bad)} can't be used; written to {output}")
+    return 0
+
+
+class NoActorLeftError(RuntimeError):
+    """Every rollout actor has died; the message is the last one's failure."""
+
+
+async def _sample(config: Config, model_path: str, dataset: PromptDataset, left: list[int], journal: Journal, progress: Progress) -> None:
+    """Hand out the prompts that are left, and again those of an actor that died."""
+    fleet = RolloutFleet(config, model_path, replay=None)
+    size = config.rollout.prompts_per_call
+    waiting = [left[i : i + size] for i in range(0, len(left), size)][::-1]
+    running = 0
+    failure: BaseException | None = None
+
+    async def work(replica: Replica) -> None:
+        nonlocal running, failure
+        while waiting or running:
+            if not waiting:  # another actor's prompts may come back
+                await asyncio.sleep(0.1)
+                continue
+            chunk = waiting.pop()
+            requests = list(_requests(config, dataset, chunk))
+            running += 1
+            try:
+                what = f"{replica.name} to sample {len(chunk)} prompts"
+                results = await answer_within(replica.actor.pass_rates.remote(requests), config.rollout.timeout_s, what)
+            except (RayError, TimeoutError) as error:
+                logger.warning("%s is lost: %s", replica.name, error)
+                waiting.append(chunk)
+                failure = error
+                return
+            finally:
+                running -= 1
+            before = len(journal.rates) // REPORT_EVERY
+            journal.add({dataset.row_numbers[index]: result for index, result in zip(chunk, results, strict=True)})
+            if len(journal.rates) // REPORT_EVERY > before:
+                progress.say(f"{len(journal.rates)} prompts sampled, mean pass rate {sum(journal.rates.values()) / len(journal.rates):.3f}")
+
+    try:
+        with progress.phase("starting the rollout actors"):
+            await fleet.start(version=0)
+        with progress.phase("sampling"):
+            # two calls at a time on each replica, so that its engine never waits for the next chunk
+            await asyncio.gather(*(work(replica) for replica in fleet.replicas for _ in range(2)))
+        if waiting:
+            raise NoActorLeftError(str(failure))
+    finally:
+        await fleet.close()
+
+
+def _requests(config: Config, dataset: PromptDataset, indices: list[int]) -> Iterator[RolloutRequest]:
+    for index in indices:
+        group_id = f"{dataset[index].prompt_id}@passrate"
+        seed = zlib.crc32(f"{config.run.seed}/{group_id}".encode(errors="surrogatepass"))
+        yield RolloutRequest(group_id=group_id, turn=index, prompt=dataset[index], seed=seed)

@@ -1,0 +1,57 @@
+"""`rethinker data passrate` with a real engine: killed in between, gone on with, and selected by."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from tests.integration.conftest import ROOT, Descendants, Workshop, clean_environment
+
+SAMPLES = 4
+PROMPTS = 48
+
+
+def test_passrate_is_resumable_and_select_drops_the_easy_ones(workshop: Workshop, train, tmp_path: Path) -> None:
+    assert train("rated", "run.num_steps=1").returncode == 0  # makes the data and a model that knows some answers
+    table = pq.read_table(workshop.folder / "data" / "train" / "data.parquet")
+    source = tmp_path / "source"
+    source.mkdir()
+    pq.write_table(table.slice(0, PROMPTS), source / "data.parquet")
+    (source / "images").symlink_to(workshop.folder / "data" / "train" / "images")
+    model = next(path for path in (workshop.folder / "coldstart").iterdir() if not path.name.startswith("."))
+    output, journal = tmp_path / "rated", tmp_path / "rated" / "pass_rates.jsonl"
+    command = [sys.executable, "-m", "cluster", "data", "passrate", "quickstart", str(output)]
+    words = [*workshop.overrides, "data.generate=", f"data.path={source}", "rollout.prompts_per_call=4"]
+    command += [*words, "--model", str(model), "--samples", str(SAMPLES)]
+
+    first = subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    started = Descendants(first.pid)
+    deadline = time.monotonic() + 240
+    while not (journal.exists() and journal.read_bytes().count(b"\n") > 4):
+        assert first.poll() is None and time.monotonic() < deadline, "no pass rate within 240 s"
+        time.sleep(0.05)
+    first.send_signal(signal.SIGINT)
+    assert first.wait(timeout=60) in (0, 130)
+    started.must_be_gone()
+    known = journal.read_bytes()
+
+    second = subprocess.run(command, cwd=ROOT, env=clean_environment(), text=True, capture_output=True, timeout=300, check=False)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert journal.read_bytes().startswith(known)  # nothing was sampled twice
+    rows = [json.loads(line)["row"] for line in journal.read_text().splitlines()[1:]]
+    assert sorted(rows) == list(range(PROMPTS))
+    rated = pq.read_table(output / "data.parquet")
+    rates = rated.column("pass_rate").to_pylist()
+    assert rated.drop_columns(["pass_rate"]).equals(table.slice(0, PROMPTS))
+    assert all(rate * SAMPLES in range(SAMPLES + 1) for rate in rates)
+    assert len(set(rates)) > 1  # a model that solves some and not others
+
+    select = ["data", "select", str(output), str(tmp_path / "hard"), "data.pass_rate_column=pass_rate", "data.max_pass_rate=0.3"]
+    subprocess.run([sys.executable, "-m", "cluster", *select], cwd=ROOT, env=clean_environment(), check=True, timeout=60)
+    assert len(pq.read_table(tmp_path / "hard" / "data.parquet")) == sum(rate <= 0.3 for rate in rates)
