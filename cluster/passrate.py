@@ -30,7 +30,7 @@ from tasks.rewriting import write_rows
 logger = logging.getLogger(__name__)
 
 COLUMN = "pass_rate"
-JOURNAL = "pass_rates.jsonl"
+JOURNAL = "pass_rates.journal"
 FAILED_EXIT_CODE = 1
 INTERRUPTED_EXIT_CODE = 130
 REPORT_EVERY = 512  # prompts

@@ -41,7 +41,7 @@ def write_rows(
         DataError: when the target holds something, or the source can't be read.
     """
     storage = find_storage(source)
-    if target.exists() and any(path.name != "pass_rates.jsonl" for path in target.iterdir()):
+    if target.exists() and any(path.name != "pass_rates.journal" for path in target.iterdir()):
         raise DataError(f"{target} isn't empty; name a new folder to write to")
     target.mkdir(parents=True, exist_ok=True)
     file = target / ("data.jsonl" if storage.kind == "jsonl" else "data.parquet")

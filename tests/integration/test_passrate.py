@@ -25,7 +25,7 @@ def test_passrate_is_resumable_and_select_drops_the_easy_ones(workshop: Workshop
     pq.write_table(table.slice(0, PROMPTS), source / "data.parquet")
     (source / "images").symlink_to(workshop.folder / "data" / "train" / "images")
     model = next(path for path in (workshop.folder / "coldstart").iterdir() if not path.name.startswith("."))
-    output, journal = tmp_path / "rated", tmp_path / "rated" / "pass_rates.jsonl"
+    output, journal = tmp_path / "rated", tmp_path / "rated" / "pass_rates.journal"
     command = [sys.executable, "-m", "cluster", "data", "passrate", "quickstart", str(output)]
     words = [*workshop.overrides, "data.generate=", f"data.path={source}", "rollout.prompts_per_call=4"]
     command += [*words, "--model", str(model), "--samples", str(SAMPLES)]

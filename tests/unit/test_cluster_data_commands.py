@@ -127,7 +127,7 @@ def test_rates_become_a_column_in_any_layout(tmp_path: Path, write) -> None:
 
 def test_the_journal_goes_on_after_a_kill_at_any_byte(tmp_path: Path) -> None:
     settings = {"model": "m", "samples": 4}
-    path = tmp_path / "pass_rates.jsonl"
+    path = tmp_path / "pass_rates.journal"
     Journal(path, settings).add({0: 0.25, 1: "image can't be decoded", 2: 1.0})
     whole = path.read_bytes()
     for end in range(len(whole) + 1):
@@ -141,7 +141,7 @@ def test_the_journal_goes_on_after_a_kill_at_any_byte(tmp_path: Path) -> None:
 
 
 def test_a_journal_of_other_settings_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "pass_rates.jsonl"
+    path = tmp_path / "pass_rates.journal"
     Journal(path, {"samples": 4}).add({0: 0.25})
     with pytest.raises(DataError, match="was begun with samples = 4, now it is 8"):
         Journal(path, {"samples": 8})
