@@ -121,9 +121,7 @@ def throughput(name: str, make: Callable[..., list[Pair]], number: int, rounds: 
         agreed.append(sum((reason == "equal") == same for (reason, _), same in zip(reasons, right, strict=True)) / number)
     pool_series = Series("grader pool, 2 processes", ours, "answers/s")
     print(table(f"{name}, {number} answers, against a loop", pool_series, Series("math-verify, one loop", loop, "answers/s")))
-    print(
-        table(f"{name}, {number} answers, against two loops", pool_series, Series("math-verify, two loops", two, "answers/s"))
-    )
+    print(table(f"{name}, {number} answers, against two loops", pool_series, Series("math-verify, two loops", two, "answers/s")))
     print(f"verdicts that agree: {statistics.mean(agreed):.2%}\n")
 
 
