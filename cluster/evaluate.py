@@ -218,6 +218,8 @@ def _answerer(config: Config, replica: Replica, limit: int, alive: set[Replica])
             num_tokens=answer.num_response_tokens,
             finish_reason=answer.finish_reason,
             first_response=None if answer.forced is None else answer.forced.y1,
+            extra_tokens=0 if answer.forced is None else answer.forced.extra_tokens,
+            rethinks=answer.rethinks,
             passed_over=answer.passed_over,
         )
 

@@ -39,6 +39,8 @@ class AnswerRow:
     num_tokens: int
     finish_reason: str  # stop or length
     first_response: str | None = None  # y1, where the response went on; None: the response is y1
+    extra_tokens: int = 0  # of num_tokens, those of the trigger and y2
+    rethinks: bool = False  # y1 does, by itself
     passed_over: str = ""  # why a response did not go on although the mode asks for it
     problem: str = ""  # why the question couldn't be answered; then the rest is empty
 
@@ -48,7 +50,8 @@ class AnswerRow:
         return not self.problem and self.finish_reason == "stop" and self.passed_over != "no_room"
 
 
-_ANSWERS = pa.schema([(f.name, pa.int32() if f.name in ("token_limit", "num_tokens") else pa.string()) for f in fields(AnswerRow)])
+_TYPES = {"str": pa.string(), "str | None": pa.string(), "int": pa.int32(), "bool": pa.bool_()}
+_ANSWERS = pa.schema([(f.name, _TYPES[str(f.type)]) for f in fields(AnswerRow)])
 
 
 class EvaluationFolder:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from algorithms.bootstrap import bootstrap_interval, stratified_mean
+from algorithms.rethinking import transition
 from cluster.evaluation_scoring import ScoredAnswer
 from conf.loading import ConfigError
 from tasks.benchmarks import BENCHMARKS
@@ -119,6 +120,7 @@ def _result(reported: Reported, questions: Mapping[str, Question], answers: Sequ
         "decided_by": dict(Counter(found.method for found in counted).most_common()) if reported.name != "megabench" else {},
         **_accuracies(answers, questions, reported.aggregation, intervals),
         **_strata(answers, questions, reported.aggregation),
+        **_rethinking(answers),
         "breakdowns": breakdowns,
     }
 
@@ -154,6 +156,23 @@ def _strata(answers: Sequence[ScoredAnswer], questions: Mapping[str, Question], 
     every = {questions[found.question_id].stratum for found in answers}
     counted = {questions[found.question_id].stratum for found in answers if found.lenient is not None}
     return {"strata_scored": len(counted), "strata_not_scored": sorted(every - counted)}
+
+
+def _rethinking(answers: Sequence[ScoredAnswer]) -> dict[str, Any]:
+    """How answers fare that rethink by themselves; and of those that were made to go on, what became of y1."""
+    counted = [found for found in answers if found.lenient is not None]
+    told: dict[str, Any] = {"rethinking_fraction": _share(found.rethinks for found in counted)}
+    for name, members in (("rethinking", [f for f in counted if f.rethinks]), ("no_rethinking", [f for f in counted if not f.rethinks])):
+        told[f"accuracy_lenient_{name}"] = float(np.mean([found.lenient for found in members])) if members else None
+    forced = [found for found in counted if found.mode == "forced" and found.first_lenient is not None]
+    if forced:
+        cells = Counter(transition(before=found.first_lenient == 1.0, after=found.lenient == 1.0) for found in forced)
+        told |= {
+            "went_on": len(forced),
+            "extra_tokens_mean": float(np.mean([found.extra_tokens for found in forced])),
+            "y1_to_y2": dict(cells),
+        }
+    return told
 
 
 def _share(flags: Any) -> float:
@@ -223,6 +242,9 @@ def _details(found: Mapping[str, Any]) -> list[str]:
         if result.get("strata_not_scored"):
             names = ", ".join(result["strata_not_scored"][:MAX_REASONS])
             lines.append(f"- {name}: {result['strata_scored']} tasks count, {len(result['strata_not_scored'])} have no score: {names}")
+        if "y1_to_y2" in result:
+            cells = ", ".join(f"{cell.replace('_', ' ')} {count}" for cell, count in sorted(result["y1_to_y2"].items()))
+            lines.append(f"- {name}: {result['went_on']} went on, with {result['extra_tokens_mean']:.0f} more tokens: {cells}")
         if result["no_answer_found"]:
             lines.append(f"- {name}: in {result['no_answer_found']} responses no answer was found; they count as wrong")
     for breakdown in found["results"][0]["breakdowns"] if found["results"] else ():

@@ -44,9 +44,9 @@ class FakeReplica:
         answer = EvaluatedAnswer(
             prompt_id=prompt.prompt_id, category="", correct_strict=False, correct_lenient=False, grade_reason="",
             finish_reason="length" if len(response) > limit else "stop", num_response_tokens=min(len(response), limit),
-            response=response[:limit], answer="",
+            response=response[:limit], answer="", rethinks="angle" in prompt.question,
         )  # fmt: skip
-        if mode is not EvaluationMode.none:
+        if mode is not EvaluationMode.none and answer.finish_reason == "stop":
             answer = _gone_on(answer, " Wait. \\boxed{A}")
         return [answer], []
 
@@ -54,7 +54,8 @@ class FakeReplica:
 def _gone_on(answer: EvaluatedAnswer, more: str) -> EvaluatedAnswer:
     wrong = {f"{part}_correct{how}": False for part in ("first", "final") for how in ("", "_strict", "_lenient")}
     forced = ForcedAnswer(**wrong, y1=answer.response, trigger="", y2=more, extra_tokens=len(more))
-    return dataclasses.replace(answer, response=answer.response + more, forced=forced)
+    length = answer.num_response_tokens + len(more)
+    return dataclasses.replace(answer, response=answer.response + more, num_response_tokens=length, forced=forced)
 
 
 class Stage:
@@ -263,3 +264,25 @@ def test_weights_that_differ_anywhere_sampled_make_another_model(tmp_path: Path)
     changed[1_000_100] = 1
     weights.write_bytes(changed)
     assert model_digest(tmp_path) != before
+
+
+def test_one_forced_answer_tells_what_all_three_modes_come_to(stage: Stage) -> None:
+    """y1 says B, y2 always A: question 4 is lost by going on, 5 is won, and the better of both has both."""
+    assert stage.run("evaluation.mode=forced", "evaluation.token_limits=[64]") == 0
+    assert len(stage.asked) == 7
+    none, forced, bound = stage.report["benchmarks"][0]["results"]
+    assert [result["mode"] for result in (none, forced, bound)] == ["none", "forced", "bound"]
+    assert [round(7 * result["accuracy_lenient"]) for result in (none, forced, bound)] == [1, 1, 2]
+    assert forced["went_on"] == 7 and forced["y1_to_y2"] == {"wrong_to_wrong": 5, "right_to_wrong": 1, "wrong_to_right": 1}
+    assert forced["extra_tokens_mean"] == 16 and none["response_tokens_mean"] == forced["response_tokens_mean"] - 16
+    assert none["rethinking_fraction"] == pytest.approx(1 / 7)
+    page = (stage.folder / "out/report.md").read_text()
+    assert "forced, 64 tokens: 7 went on, with 16 more tokens: right to wrong 1, wrong to right 1, wrong to wrong 5" in page
+    assert stage.run("evaluation.mode=bound", "evaluation.token_limits=[64]") == 0 and len(stage.asked) == 7  # the same answers
+
+
+def test_a_y1_that_was_cut_off_does_not_go_on_and_counts_in_every_mode(stage: Stage) -> None:
+    stage.respond = lambda prompt, limit: "\\boxed{B}" + "x" * 100
+    assert stage.run("evaluation.mode=forced") == 0
+    for result in stage.report["benchmarks"][0]["results"]:
+        assert result["truncated_fraction"] == 1 and result["accuracy_lenient"] == pytest.approx(1 / 7) and "went_on" not in result
