@@ -224,3 +224,8 @@ def test_negative_log_likelihood_by_hand() -> None:
     loss.backward()
     assert loss.item() == 1.0
     assert logprobs.grad.tolist() == [-0.5, -0.25, 0.0]
+
+
+def test_a_rank_without_samples_has_no_term(tiny_model: Path) -> None:
+    metrics = learner_with(tiny_model).update.update([], step=0)
+    assert metrics["update/empty"] == 1 and "loss/nll" not in metrics
