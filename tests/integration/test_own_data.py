@@ -1,4 +1,4 @@
-"""`rethinker data passrate` with a real engine: killed in between, gone on with, and selected by."""
+"""Data of one's own on its way through real engines: pass rates that are resumed and selected by, and a task of one's own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from tests.integration.conftest import ROOT, Descendants, Workshop, clean_environment
 
@@ -17,14 +19,33 @@ SAMPLES = 4
 PROMPTS = 48
 
 
-def test_passrate_is_resumable_and_select_drops_the_easy_ones(workshop: Workshop, train, tmp_path: Path) -> None:
-    assert train("rated", "run.num_steps=1").returncode == 0  # makes the data and a model that knows some answers
+@pytest.fixture(scope="module")
+def model(workshop: Workshop, train) -> Path:
+    """A model that knows some answers; the run that makes it makes the data, too."""
+    assert train("rated", "run.num_steps=1").returncode == 0
+    return next(path for path in (workshop.folder / "coldstart").iterdir() if not path.name.startswith("."))
+
+
+def test_a_task_of_one_s_own_is_read_mixed_and_scored(workshop: Workshop, model: Path, train) -> None:
+    words = ["data.generate=", "data.path=40", "data.test_path=8", "data.reader=tests.own_task.rows", "data.scorer=tests.own_task.score"]
+    words += ["data.category_weights={even: 3, odd: 1}", f"model.path={model}", "coldstart.steps=0", "run.num_steps=1"]
+    result = train("own", *words)
+    assert result.returncode == 0, result.stdout
+    folder = workshop.run_folder("own")
+    grades = json.loads((folder / "summary.json").read_text())["grades"]
+    assert grades["partial"] > 0 and not any(reason.startswith("error") for reason in grades), grades
+    found = [row for file in (folder / "trajectories").rglob("*.arrow") for row in pa.ipc.open_file(file).read_all().to_pylist()]
+    assert {row["category"] for row in found} == {"even", "odd"}
+    assert len({row["prompt_id"] for row in found if row["category"] == "even"}) == 6  # of 8
+    assert any(row["reward"] == 0.5 and not row["correct"] for row in found)
+
+
+def test_passrate_is_resumable_and_select_drops_the_easy_ones(workshop: Workshop, model: Path, tmp_path: Path) -> None:
     table = pq.read_table(workshop.folder / "data" / "train" / "data.parquet")
     source = tmp_path / "source"
     source.mkdir()
     pq.write_table(table.slice(0, PROMPTS), source / "data.parquet")
     (source / "images").symlink_to(workshop.folder / "data" / "train" / "images")
-    model = next(path for path in (workshop.folder / "coldstart").iterdir() if not path.name.startswith("."))
     output, journal = tmp_path / "rated", tmp_path / "rated" / "pass_rates.journal"
     command = [sys.executable, "-m", "cluster", "data", "passrate", "quickstart", str(output)]
     words = [*workshop.overrides, "data.generate=", f"data.path={source}", "rollout.prompts_per_call=4"]
