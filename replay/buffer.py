@@ -152,9 +152,7 @@ class ReplayBuffer:
         """
         return self.add(self.admit(batch, turns, images))
 
-    def admit(
-        self, batch: pa.RecordBatch, turns: Mapping[str, int] | None = None, images: Mapping[str, bytes] | None = None
-    ) -> Admitted:
+    def admit(self, batch: pa.RecordBatch, turns: Mapping[str, int] | None = None, images: Mapping[str, bytes] | None = None) -> Admitted:
         """Check what would be inserted and copy it, without a change; see insert."""
         admitted = self._intake.admit(batch, turns, images or {})
         if images:

@@ -12,9 +12,7 @@ from replay.selectors import Selection
 from replay.sumtree import SumTree
 
 
-def draw_within_limits(
-    rng: np.random.Generator, tree: SumTree, num: int, remaining: NDArray[np.int64], *, num_drawable: int
-) -> Selection:
+def draw_within_limits(rng: np.random.Generator, tree: SumTree, num: int, remaining: NDArray[np.int64], *, num_drawable: int) -> Selection:
     """Draw one after the other, where a row leaves the candidates with its last allowed draw.
 
     Many are drawn at once and those that fall on a row without draws left are thrown away: what remains is distributed as if the row had

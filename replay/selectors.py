@@ -90,6 +90,4 @@ class Prioritized:
         cumulative = np.cumsum(probabilities)
         # the last sum is 1 only up to rounding; scaled by it, a uniform number in [0, 1) always falls on a row with weight
         indices = np.searchsorted(cumulative / cumulative[-1], rng.random(num), side="right")
-        return Selection(
-            indices=indices, probabilities=probabilities[indices], table_sizes=np.full(num, np.count_nonzero(probabilities))
-        )
+        return Selection(indices=indices, probabilities=probabilities[indices], table_sizes=np.full(num, np.count_nonzero(probabilities)))

@@ -8,7 +8,9 @@ from rich.console import Console
 from cluster.memory import KNOWN_MODELS, ModelGeometry, engine_memory, geometry_of, learner_memory
 from cluster.placement import Node
 from cluster.plan import GIB, print_plan
-from conf.loading import ConfigError, load_config
+from conf.checks import check
+from conf.loading import ConfigError, load_config, shipped_names
+from conf.schema import Device
 
 MODEL = ModelGeometry(
     parameters=1000, vision_parameters=200, num_layers=2, hidden_size=8, intermediate_size=16, kv_heads=4, head_dim=2, vocab_size=10
@@ -90,3 +92,30 @@ def test_a_plan_warns_of_what_can_not_be_held():
     assert "can't hold one sequence" in " ".join(
         printed(None, f"cluster.gpu_memory_bytes={16 * GIB}", "model.max_response_tokens=8192").split()
     )
+
+
+RECIPES = [name for name in shipped_names() if load_config(name).cluster.device is Device.gpu]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_shipped_recipe_fits_on_the_nodes_it_is_written_for(name):
+    recipe = load_config(name)
+    check(recipe, paths=False)
+    num_nodes = 8 if "72b" in name else 1
+    nodes = [Node(name=f"10.0.0.{i}", resources={"CPU": 96.0, "GPU": 8.0}) for i in range(num_nodes)]
+    console = Console(record=True, width=160)
+    print_plan(recipe, nodes, console)
+    text = console.export_text()
+    assert "Everything fits." in text and "above cluster.gpu_memory_bytes" not in text and "can't hold" not in text
+
+
+def test_the_five_ablation_arms_and_both_sizes_are_there():
+    assert {
+        "vl_rethinker_7b",
+        "vl_rethinker_72b",
+        "virl39k_16k",
+        "virl39k_16k_filter",
+        "virl39k_16k_grpo",
+        "virl39k_13k",
+        "virl39k_11k",
+    } <= set(RECIPES)
