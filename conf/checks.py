@@ -99,8 +99,9 @@ def check_evaluation(config: Config, *, paths: bool = True) -> None:
     Raises:
         ConfigError: with the sentence of the first broken rule.
     """
-    rules = (_ranges, _run, _cluster, _evaluation)
+    rules = (_ranges, _run, _evaluation)
     _refuse(config, (*rules, _evaluation_paths) if paths else rules)
+    _refuse(dataclasses.replace(config, learner=dataclasses.replace(config.learner, num_ranks=0)), (_cluster,))  # it has no learner
 
 
 def check_scoring(config: Config) -> None:

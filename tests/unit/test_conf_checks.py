@@ -213,3 +213,10 @@ def test_token_limits_are_the_list_or_the_one_limit() -> None:
     assert token_limits(load_config("default", ["evaluation.token_limits=[8192,2048,2048]"])) == [2048, 8192]
     assert token_limits(load_config("default", ["evaluation.max_response_tokens=64"])) == [64]
     assert token_limits(load_config("default")) == [2048]
+
+
+def test_an_evaluation_needs_no_cpus_for_a_learner(tmp_path: Path) -> None:
+    words = ["evaluation.benchmarks=[mmmu]", f"evaluation.benchmarks_dir={tmp_path}", "rollout.num_actors=2"]
+    check_evaluation(load_config("default", [*words, "cluster.num_cpus=2"]))
+    with pytest.raises(ConfigError, match=r"cluster.num_cpus = 1 is too few for rollout.num_actors = 2"):
+        check_evaluation(load_config("default", [*words, "cluster.num_cpus=1"]))
