@@ -20,8 +20,8 @@ from tasks.grading import GraderPool
 from tasks.prompts import PromptEncoder, load_tokenizer
 from tests.integration.tiny_models import perturb
 from tests.tiny_learner import PlainLearner
-from weights.buckets import manifest_of, pack
-from weights.staging import StagingArea
+from tests.tiny_weights import publish_once
+from weights.staging import StagedUpdate, StagingArea
 
 TOLERANCE = 2e-4
 BLOCK = 128  # tokens in a block of vLLM's KV cache on CPUs; only whole blocks are found again
@@ -63,7 +63,8 @@ class Stage:
             pixels = np.random.default_rng(index).integers(0, 255, (64, 64, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(path := self.folder / f"{index}.png")
             paths.append(str(path))
-        question = "<image>" * num_images + "What is shown, and how many of it? " * 4
+        # a question of its own for each test: else the cache has what another test went on with, triggers included
+        question = "<image>" * num_images + name + "What is shown, and how many of it? " * 4
         return Prompt(
             prompt_id=f"p{num_images}{name}", question=question, image_paths=tuple(paths), answer="8", category="c", source="s"
         )  # fmt: skip
@@ -140,8 +141,8 @@ def test_an_update_between_y1_and_y2(stage: Stage) -> None:
         perturb(stage.judge.model)
         weights = [(name, parameter.detach()) for name, parameter in stage.judge.model.named_parameters()]
         with StagingArea() as area:
-            buckets = list(pack(weights, version + 1, 2 * 2**20))
-            staged = area.stage(manifest_of(version + 1, [bucket for bucket, _ in buckets]), [payload for _, payload in buckets])
+            publication = publish_once(weights, version + 1, 2 * 2**20, str(area.folder))
+            staged = StagedUpdate(paths=publication.paths, manifest=publication.manifest)
             await stage.engine.update_weights(staged, version + 1, timeout_s=30.0)
 
     worker, _ = _tapped(stage, update)
