@@ -7,6 +7,7 @@ import itertools
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,14 @@ from algorithms.types import Prompt
 from conf.schema import Device, Dtype, ModelConfig, RolloutConfig
 from tasks.families import PromptForm, read_form
 from tasks.prompts import PromptEncoder
-from tests.benchmark_fixtures import WRITERS
+from tests.benchmark_fixtures import MMMU, WRITERS, write
 from tests.integration.conftest import ROOT, Descendants, clean_environment
 from tests.tiny_families import BUILDERS, build_llama
 
 MODEL = ModelConfig(dtype=Dtype.float32, max_prompt_tokens=256, max_response_tokens=24, min_pixels=32 * 32, max_pixels=128 * 128)
 ROLLOUT = RolloutConfig(max_concurrent_sequences=8, max_batched_tokens=1024, kv_cache_bytes=32 * 2**20, timeout_s=60.0)
 PICTURES = [Image.fromarray(np.random.default_rng(n).integers(0, 255, (70, 100 + n, 3), dtype=np.uint8)) for n in range(2)]
+NUM_QUESTIONS = 640  # enough to kill an actor in their midst
 QUESTIONS = ("What is <image> and what is <image>?", "How many <image>?", "What is 3+5?")
 
 
@@ -104,25 +106,38 @@ def test_the_engine_answers_as_transformers_does(name: str, tmp_path: Path) -> N
         assert set(response.tolist()) <= set(form.allowed_token_ids)
 
 
-def test_a_text_only_model_is_evaluated_on_text_and_told_about_pictures(tmp_path: Path) -> None:
-    """The command on a model that takes no pictures: held-out text questions are answered, questions with pictures are named."""
+def test_a_text_only_model_is_evaluated_although_an_actor_is_killed(tmp_path: Path) -> None:
+    """The command, with two rollout actors of which one is killed in the midst of the answers.
+
+    Every text question has its answer in all modes, and the questions with pictures, which this model doesn't take, are named.
+    """
     model = build_llama(tmp_path / "model")
-    WRITERS["mmmu"](tmp_path / "benchmarks" / "mmmu")
+    folder = WRITERS["mmmu"](tmp_path / "benchmarks" / "mmmu")
+    asked = {"question_type": "open", "options": "[]", "answer": "3"}
+    rows = [{"id": f"validation_Physics_{n}", "question": f"What is {n}+3?", **asked} for n in range(NUM_QUESTIONS)]
+    write(folder / "Physics/validation-00000-of-00001.parquet", MMMU, rows)
     words = [
         "evaluation.benchmarks=[mmmu]", f"evaluation.benchmarks_dir={tmp_path}/benchmarks", f"data.image_cache={tmp_path}/cache",
-        "evaluation.token_limits=[4,12]", "model.dtype=float32", "model.max_prompt_tokens=256", "rollout.max_concurrent_sequences=8",
-        "rollout.max_batched_tokens=1024", "rollout.kv_cache_bytes=33554432", "cluster.dashboard=false", "cluster.num_cpus=2",
-        "cluster.object_store_bytes=134217728",
+        "evaluation.token_limits=[8,40]", "evaluation.mode=forced", "rollout.num_actors=2", "model.dtype=float32",
+        "model.max_prompt_tokens=256", "rollout.max_concurrent_sequences=16", "rollout.max_batched_tokens=1024",
+        "rollout.kv_cache_bytes=33554432", "cluster.dashboard=false", "cluster.num_cpus=2", "cluster.object_store_bytes=134217728",
     ]  # fmt: skip
     command = [sys.executable, "-m", "cluster", "evaluate", "default", *words, "--model", str(model), "--output", str(tmp_path / "out")]
     process = subprocess.Popen(command, cwd=ROOT, env=clean_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     started = Descendants(process.pid)
+    first_part = tmp_path / "out/answers/mmmu/forced/part-00000.parquet"
+    while process.poll() is None and not first_part.exists():
+        time.sleep(0.05)
+    assert process.poll() is None, process.communicate()[0][-3000:]
+    actors = [found for found in started.alive() if " ".join(found.cmdline()).startswith("ray::RolloutActor")]
+    assert len(actors) == 2 and sum(1 for _ in first_part.parent.iterdir()) < NUM_QUESTIONS // 64
+    actors[0].kill()
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output[-3000:]
     started.must_be_gone()
-    small, large = json.loads((tmp_path / "out/report.json").read_text())["benchmarks"][0]["results"]
-    assert (small["token_limit"], large["token_limit"]) == (4, 12)
-    for result in (small, large):
-        assert result["scored"] == 1  # the one question whose pictures are not published
+    results = json.loads((tmp_path / "out/report.json").read_text())["benchmarks"][0]["results"]
+    assert [(r["mode"], r["token_limit"]) for r in results] == [(mode, n) for mode in ("none", "forced", "bound") for n in (8, 40)]
+    for result in results:
+        assert result["missing"] == 0 and result["scored"] == NUM_QUESTIONS + 1  # and the one whose pictures are not published
         assert sum(result["not_scored"].values()) == 4
         assert all(reason.endswith("images for a model that takes none") for reason in result["not_scored"])
