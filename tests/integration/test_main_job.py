@@ -22,7 +22,8 @@ STEP_METRICS = {
     "reward/mean", "accuracy/strict", "accuracy/lenient", "effective_query_ratio", "replay/size", "replay/inserted", "replay/sampled",
     "replay/age_mean", "staleness/mean", "staleness/max", "ratio/mean", "ratio/clip_fraction", "ratio/ess", "kl/behavior_proximal",
     "loss/policy", "grad_norm", "tokens/generated", "tokens/trained", "time/rollout_s", "time/replay_wait_s", "time/update_s",
-    "time/weight_sync_s", "time/step_s", "response/length_mean", "response/truncated_fraction", "kl/engine_mismatch", "weights/sent_bytes", "rollout/actors",
+    "time/weight_sync_s", "time/step_s", "response/length_mean", "response/truncated_fraction",
+    "kl/engine_mismatch", "weights/sent_bytes", "rollout/actors",
 }  # fmt: skip
 
 
