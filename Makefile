@@ -17,7 +17,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup quickstart test study-async check docs lock clean
+.PHONY: help setup quickstart test study-async study-rethinking check docs lock clean
 .DEFAULT_GOAL := help
 
 help: ## Print this list
@@ -33,6 +33,9 @@ test: setup check ## Check and run the tests, unit first
 
 study-async: setup ## Accuracy against staleness, corrections on and off, three seeds; goes on where it stopped, for some hours
 	$(BIN)/python -m benchmarks.staleness_study $(STUDY)
+
+study-rethinking: setup ## Forced rethinking against more of stage 1, three seeds; goes on where it stopped, for some hours
+	$(BIN)/python -m benchmarks.rethinking --seeds 1 2 3 $(STUDY)
 
 check: setup docs ## Lint, import floors, types, documentation
 	$(BIN)/ruff check .
