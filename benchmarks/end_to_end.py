@@ -177,13 +177,7 @@ class DirectEngine:
         await engine.start()
         tokenizer = load_tokenizer(config.model.path)
         model = config.model
-        encoder = PromptEncoder(
-            tokenizer,
-            suffix=config.data.prompt_suffix,
-            max_prompt_tokens=model.max_prompt_tokens,
-            min_pixels=model.min_pixels,
-            max_pixels=model.max_pixels,
-        )
+        encoder = PromptEncoder.of_run(tokenizer, model, config.data)
         inputs = []
         for prompt in prompts:
             images = [load_image(path) for path in prompt.image_paths]

@@ -110,13 +110,7 @@ async def _supervised_phase(config: Config, folder: Path, progress: Progress) ->
     if not config.model.path:
         base = build_tiny_model(scratch / "base", settings.seed, prompt_suffix=config.data.prompt_suffix)
     tokenizer = load_tokenizer(base)
-    encoder = PromptEncoder(
-        tokenizer,
-        suffix=config.data.prompt_suffix,
-        max_prompt_tokens=config.model.max_prompt_tokens,
-        min_pixels=config.model.min_pixels,
-        max_pixels=config.model.max_pixels,
-    )
+    encoder = PromptEncoder.of_run(tokenizer, config.model, config.data)
     answers = worked_answers(
         config.data.path, config.data, examples=settings.examples, rethinking_fraction=settings.rethinking_fraction, seed=settings.seed
     )

@@ -107,13 +107,7 @@ def make_probe(config: Config, model_path: str, prompts: Sequence[Prompt]) -> En
         BadPromptError: when none of the first prompts can be used.
     """
     tokenizer = load_tokenizer(model_path)
-    encoder = PromptEncoder(
-        tokenizer,
-        suffix=config.data.prompt_suffix,
-        max_prompt_tokens=config.model.max_prompt_tokens,
-        min_pixels=config.model.min_pixels,
-        max_pixels=config.model.max_pixels,
-    )
+    encoder = PromptEncoder.of_run(tokenizer, config.model, config.data)
     candidates = [prompts[index] for index in range(min(SEARCHED, len(prompts)))]
     refusal: BadPromptError | None = None
     for prompt in sorted(candidates, key=lambda prompt: not prompt.image_paths):

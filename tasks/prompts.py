@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from algorithms.types import IMAGE_MARKER as IMAGE_MARKER  # benchmarks take it from here
 from algorithms.types import Prompt
+from conf.schema import DataConfig, ModelConfig
 from tasks.errors import BadPromptError
 from tasks.images import image_token_count
 from tasks.markers import texts_between_images
@@ -114,6 +115,26 @@ class PromptEncoder:
         longest_first = sorted(self._special_ids, key=len, reverse=True)
         self._special = re.compile("|".join(re.escape(token) for token in longest_first) or r"(?!)")
         self._begin = _begin_id(tokenizer)
+
+    @classmethod
+    def of_run(cls, tokenizer: PreTrainedTokenizerBase, model: ModelConfig, data: DataConfig) -> PromptEncoder:
+        """The encoder of a run whose model is of the Qwen-VL family.
+
+        Args:
+            tokenizer: the policy's, with its chat template.
+            model: limits and pixels.
+            data: the suffix.
+
+        Returns:
+            What the rollout actors use too.
+        """
+        return cls(
+            tokenizer,
+            suffix=data.prompt_suffix,
+            max_prompt_tokens=model.max_prompt_tokens,
+            min_pixels=model.min_pixels,
+            max_pixels=model.max_pixels,
+        )
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -114,13 +114,7 @@ async def _roll_out(config, model: Path, replay, prompts) -> tuple[dict[str, lis
         tap = TappedEngine(engine)
         worker = RolloutWorker(
             engine=tap,
-            encoder=PromptEncoder(
-                tokenizer,
-                suffix=config.data.prompt_suffix,
-                max_prompt_tokens=config.model.max_prompt_tokens,
-                min_pixels=config.model.min_pixels,
-                max_pixels=config.model.max_pixels,
-            ),
+            encoder=PromptEncoder.of_run(tokenizer, config.model, config.data),
             grader=grader,
             allowed_token_ids=allowed_token_ids(tokenizer),
             algorithm=config.algorithm,

@@ -52,13 +52,7 @@ def settings(folder: Path, data: Path, stage: int) -> Config:
 def examples(config: Config) -> tuple[list[Prompt], list[Trajectory]]:
     """Questions with their worked answers: a text, one picture, two, three."""
     tokenizer = load_tokenizer(config.model.path)
-    encoder = PromptEncoder(
-        tokenizer,
-        suffix=config.data.prompt_suffix,
-        max_prompt_tokens=config.model.max_prompt_tokens,
-        min_pixels=config.model.min_pixels,
-        max_pixels=config.model.max_pixels,
-    )
+    encoder = PromptEncoder.of_run(tokenizer, config.model, config.data)
     answers = worked_answers(config.data.path, config.data, examples=len(PromptDataset(config.data.path)), rethinking_fraction=0.0, seed=1)
     by_images = {len(answer.prompt.image_paths): answer for answer in answers}
     chosen = [by_images[count] for count in sorted(by_images)]
