@@ -28,6 +28,7 @@ class RunFolder:
         self.curves = self.path / "curves.png"
         self.tensorboard = self.path / "tensorboard"
         self.trajectories = self.path / "trajectories"
+        self.journal = self.path / "journal"  # of replay
         self.checkpoints = self.path / "checkpoint"
         self.model = self.path / "model"
         self.rethinking = self.path / "rethinking"  # pictures of rethinking.md

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import signal
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -153,8 +154,9 @@ class _Run:
         )
         bad_rows = BadRows(max_fraction=config.data.max_bad_fraction)
         bad_rows.report(((row.row_id, row.reason) for row in train_data.bad_rows), handed_out=train_data.num_selected)
+        shutil.rmtree(self.folder.journal, ignore_errors=True)  # of a former process, whose state is in the checkpoint or not at all
         self.replay = ReplayActor.options(name=f"{config.run.name}/replay{number or ''}").remote(
-            config.replay, seed=config.run.seed, archive=str(self.folder.trajectories)
+            config.replay, seed=config.run.seed, archive=str(self.folder.trajectories), journal=str(self.folder.journal)
         )
         self.learner = LearnerGroup(config, str(model_path))
         self.fleet = RolloutFleet(config, str(model_path), self.replay)

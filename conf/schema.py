@@ -258,6 +258,8 @@ class ReplayConfig:
     min_size: int = 1  # trajectories before the first draw (mode prioritized)
     samples_per_insert: float | None = None  # draws for one insert, kept by making either wait (mode prioritized); null: no rule
     samples_per_insert_error: float | None = None  # error budget: how many draws ahead or behind that ratio; set with it
+    journal: bool = True  # write every accepted insert and draw to disk, so that a restarted actor goes on where it was
+    journal_sync_s: float = 0.1  # longest time from accepting something until the disk itself holds it
     timeout_s: float = 600.0  # how long a draw waits for fresh groups, and an insert for room
 
 

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from conf.schema import ReplayConfig
 from replay.archive import TrajectoryArchive
 from replay.buffer import ReplayBuffer
+from replay.durable import DurableReplay
 from replay.groups import InsertReceipt
 from replay.limiter import FreshGroupLimiter
-from replay.snapshot import read_snapshot, write_snapshot
+from replay.snapshot import Saved, read_snapshot, write_snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +43,24 @@ class ReplayActor:
         config: of the replay.
         seed: of the draws.
         archive: folder that keeps every trajectory for people to read; None: none is kept.
+        journal: folder of the journal, which is recovered first; None, or ``replay.journal=false``: none is kept.
+        strict: False: skip what is damaged in the journal, which the log and ``health`` tell.
     """
 
-    def __init__(self, config: ReplayConfig, *, seed: int, archive: str | None = None) -> None:
+    def __init__(
+        self, config: ReplayConfig, *, seed: int, archive: str | None = None, journal: str | None = None, strict: bool = True
+    ) -> None:
         self._config = config
         self._archive = TrajectoryArchive(archive) if archive is not None else None
-        self._buffer = ReplayBuffer(config, seed=seed)
+        self._replay: ReplayBuffer | DurableReplay
+        if journal is not None and config.journal:
+            self._replay = DurableReplay(config, seed=seed, folder=journal, strict=strict)
+            for problem in self._replay.problems:
+                logger.warning("skipped in the journal: %s", problem)
+        else:
+            self._replay = ReplayBuffer(config, seed=seed)
+        self._buffer = self._replay.buffer if isinstance(self._replay, DurableReplay) else self._replay
+        self._compacting: asyncio.Task[None] | None = None
         self._limiter = FreshGroupLimiter(self._buffer)
         self._snapshot_lock = asyncio.Lock()  # one writer at a time: they'd share the folder's temporary files
         self._started = time.monotonic()
@@ -91,7 +104,8 @@ class ReplayActor:
             timeout_s=deadline_s,
             describe=self._why_shut if self._config.samples_per_insert is not None else None,
         ):
-            receipt = self._buffer.insert(batch, turns, images)
+            receipt = self._replay.insert(batch, turns, images)
+            self._changed()
             self._stats = self._buffer.stats()
         return receipt
 
@@ -132,7 +146,7 @@ class ReplayActor:
         if self._buffer.ratio.never(samples=num_rows):
             raise ValueError(f"{num_rows} draws at once are more than the error budget can ever let out: {self._buffer.ratio}")
         async with self._gate(num_rows, num_groups, deadline_s):
-            sample = self._buffer.sample(
+            sample = self._replay.sample(
                 num_updates=num_updates,
                 batch_size=batch_size,
                 num_shards=num_shards,
@@ -147,6 +161,22 @@ class ReplayActor:
             except OSError as error:  # a full disk must not cost the rows that were just consumed
                 logger.warning("the trajectories of step %d are not in the archive: %s", policy_version + 1, error)
         return (sample.stats, *sample.shards)
+
+    def _changed(self) -> None:
+        """Let the journal be written anew, beside other calls, once it outweighs what it leads to."""
+        replay = self._replay
+        if not isinstance(replay, DurableReplay) or not replay.wants_compaction or self._compacting is not None:
+            return
+
+        async def compact(number: int, saved: Saved) -> None:
+            try:
+                await asyncio.to_thread(replay.finish_compaction, number, saved)
+            except OSError as error:  # the old files stay, so nothing is lost; the next change tries again
+                logger.warning("the journal could not be compacted: %s", error)
+            finally:
+                self._compacting = None
+
+        self._compacting = asyncio.get_running_loop().create_task(compact(*replay.begin_compaction()))
 
     def _gate(self, num_rows: int, num_groups: int, timeout_s: float) -> AbstractAsyncContextManager[None]:
         """The door that a sample waits at."""
@@ -182,7 +212,7 @@ class ReplayActor:
             How many rows were there.
         """
         async with self._limiter.change():
-            return self._buffer.update_priorities(keys, priorities)
+            return self._replay.update_priorities(keys, priorities)
 
     @ray.method(concurrency_group="data")
     async def snapshot(self, folder: str) -> None:
@@ -204,7 +234,8 @@ class ReplayActor:
             folder: with a snapshot.
         """
         async with self._limiter.change():
-            self._buffer.load(await asyncio.to_thread(read_snapshot, folder))
+            saved = await asyncio.to_thread(read_snapshot, folder)
+            await asyncio.to_thread(self._replay.load, saved)
             self._stats = self._buffer.stats()
 
     @ray.method(concurrency_group="control")

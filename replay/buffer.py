@@ -25,6 +25,7 @@ from replay.groups import InsertReceipt, drop_figures, step_figures, take_rows
 from replay.images import check_images, image_hashes
 from replay.intake import Admitted, Intake
 from replay.plans import Draw, Pool, plan_for
+from replay.priority_tree import magnitudes
 from replay.ratio import SampleToInsertRatio
 from replay.snapshot import Saved, SnapshotError, read_snapshot, write_snapshot
 from replay.table import Table
@@ -117,6 +118,16 @@ class ReplayBuffer:
             inserted=self._counters.admitted,
             sampled=self._counters.sampled,
         )
+
+    @property
+    def config(self) -> ReplayConfig:
+        """The settings."""
+        return self._config
+
+    @property
+    def next_turn(self) -> int:
+        """The turn that is consumed next."""
+        return self._intake.waiting.next_turn
 
     def has_room(self, num_trajectories: int, num_bytes: int = 0) -> bool:
         """Whether an insert can't fail for want of room.
@@ -220,9 +231,10 @@ class ReplayBuffer:
             ValueError: when an argument is out of range, fewer groups are ready, or a row is of a later version than the learner's;
                 nothing is consumed.
         """
+        counts = {"batch_size": batch_size, "num_updates": num_updates, "num_shards": num_shards, "num_groups": num_groups}
+        self.check_request(**counts, policy_version=policy_version)
         if policy_version is None:
             policy_version = self._table.newest_version
-        self._check_request(num_updates, batch_size, num_shards, policy_version, num_groups)
         consumed = self._intake.waiting.take(num_groups) if self._plan.waits else []
         summaries = [group.summary for group in consumed] or [self._intake.arrived.popleft() for _ in range(num_groups)]
         step_trajectories = sum(summary.trajectories for summary in summaries)
@@ -268,12 +280,38 @@ class ReplayBuffer:
         Raises:
             ValueError: when the shapes disagree or a priority is negative, not finite or too large; nothing is changed.
         """
+        return self._table.update_priorities(*self.check_priorities(keys, priorities))
+
+    def check_priorities(
+        self, keys: NDArray[np.int64], priorities: NDArray[np.floating]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Refuse priorities that can't be set; see update_priorities."""
         wanted, values = np.asarray(keys, dtype=np.int64), np.asarray(priorities, dtype=np.float64)
         if wanted.ndim != 1 or wanted.shape != values.shape:
             raise ValueError(f"need as many priorities as keys, one dimension; got {wanted.shape} keys, {values.shape} priorities")
         if not np.all(np.isfinite(values) & (values >= 0)):
             raise ValueError("priorities must be finite and not negative")
-        return self._table.update_priorities(wanted, values)
+        if self._plan.older is not None:
+            magnitudes(values, self._plan.older)
+        return wanted, values
+
+    def count_duplicates(self, num_groups: int) -> None:
+        """Count groups that came again, where they themselves aren't at hand any more."""
+        self._counters.duplicate_groups += num_groups
+
+    def consume(self, *, through_turn: int, policy_version: int | None) -> None:
+        """Do to the rows what a step did whose draws can't be made again, because something before it was lost.
+
+        Args:
+            through_turn: one past the last turn that the step consumed.
+            policy_version: of the learner at that step.
+        """
+        consumed = self._intake.waiting.take_through(through_turn) if self._plan.waits else []
+        self._refresh(consumed)
+        self._table.open(self._enter(consumed))
+        version = self._table.newest_version if policy_version is None else policy_version
+        self._expire(version, sum(group.summary.trajectories for group in consumed))
+        self._counters.consumed_groups += len(consumed)
 
     def stats(self) -> dict[str, int]:
         """Tell sizes and counters since the start of the run.
@@ -432,7 +470,21 @@ class ReplayBuffer:
             shards.append(attach_images(shard, self._table.images.select(image_hashes(rows))) if len(self._table.images) else shard)
         return shards, draws
 
-    def _check_request(self, num_updates: int, batch_size: int, num_shards: int, policy_version: int, num_groups: int) -> None:
+    def check_request(
+        self,
+        *,
+        batch_size: int,
+        num_updates: int = 1,
+        num_shards: int = 1,
+        policy_version: int | None = None,
+        num_groups: int = 0,
+        max_staleness: int | None = None,
+    ) -> dict[str, int | None]:
+        """Refuse draws that can't be made; see sample.
+
+        Returns:
+            The arguments of sample, all of them.
+        """
         if min(num_updates, batch_size, num_shards) < 1 or num_groups < 0:
             raise ValueError(
                 f"num_updates, batch_size and num_shards must be at least 1 and num_groups not negative, "
@@ -443,10 +495,13 @@ class ReplayBuffer:
         if num_groups > self.ready_groups:
             raise ValueError(f"{num_groups} fresh groups were asked for, {self.ready_groups} are there")
         consumed = self._intake.waiting.peek(num_groups) if self._plan.waits else []
-        newest = max((group.summary.version_max for group in consumed), default=policy_version)
+        newest = max((group.summary.version_max for group in consumed), default=0)
         newest = max(newest, self._table.newest_version)
-        if newest > policy_version:
+        if policy_version is not None and newest > policy_version:
             raise ValueError(
                 f"a trajectory was sampled by policy version {newest}, the learner is at {policy_version}: "
                 f"replay and learner aren't of the same run or checkpoint"
             )
+        request = {"batch_size": batch_size, "num_updates": num_updates, "num_shards": num_shards}
+        versions = {"policy_version": policy_version, "num_groups": num_groups, "max_staleness": max_staleness}
+        return {name: None if value is None else int(value) for name, value in {**request, **versions}.items()}

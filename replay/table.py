@@ -18,7 +18,7 @@ from algorithms.schema import TRAJECTORY_SCHEMA
 from conf.schema import ReplayConfig, ReplayRemover
 from replay.images import ImageStore, image_hashes
 from replay.plans import SelectionPlan
-from replay.priority_tree import PriorityTree, magnitudes
+from replay.priority_tree import PriorityTree
 from replay.refresh import PromptIndex
 from replay.removers import first_to_leave
 from replay.selectors import Selection
@@ -214,16 +214,12 @@ class Table:
 
         Args:
             keys: [K]; rows that have left are passed over.
-            priorities: [K] finite, >= 0.
+            priorities: [K] finite, >= 0, and small enough for priority_tree.magnitudes.
 
         Returns:
             How many keys were there.
 
-        Raises:
-            ValueError: when a priority is too large; nothing is changed.
         """
-        if self._plan.older is not None:
-            magnitudes(priorities, self._plan.older)
         places, found = self.storage.find(keys)
         places, values = places[found], priorities[found]
         last = len(places) - 1 - np.unique(places[::-1], return_index=True)[1]

@@ -128,6 +128,27 @@ class WaitingGroups:
         self._next_turn += num_groups
         return taken
 
+    def take_through(self, end_turn: int) -> list[WaitingGroup]:
+        """Consume the groups before a turn, whether or not all of them are there.
+
+        Args:
+            end_turn: one past the last turn that is over then.
+
+        Returns:
+            Those that are there, turn by turn.
+        """
+        taken = []
+        while self._next_turn < end_turn:
+            if self._next_turn in self._groups:
+                self._gap = max(self._gap, self._next_turn + 1)
+                taken += self.take(1)
+            else:
+                self._next_turn += 1
+        self._gap, self._end = max(self._gap, self._next_turn), max(self._end, self._next_turn)
+        while self._gap in self._groups:
+            self._gap += 1
+        return taken
+
     def all(self) -> list[WaitingGroup]:
         """Every waiting group, turn by turn."""
         return [self._groups[turn] for turn in sorted(self._groups)]

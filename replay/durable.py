@@ -1,0 +1,260 @@
+"""A replay buffer whose every change is on disk before it happens.
+
+Owns the order of journal and buffer, recovery and compaction. Must not know Ray or how draws are made.
+
+The journal holds commands: what was inserted, which draws were asked for, which priorities were set. The buffer does the same for the
+same commands, so that doing them again gives the same rows, counts and random numbers; each record carries a checksum of the segment's
+draws before it, which shows if it ever doesn't.
+A base (replay/snapshot.py) stands for everything before its segment; with a new base older files go.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from numpy.typing import NDArray
+
+from algorithms.schema import TRAJECTORY_SCHEMA
+from conf.schema import ReplayConfig, ReplayMode, ReplayRemover
+from replay.batches import Sample
+from replay.buffer import ReplayBuffer
+from replay.groups import InsertReceipt
+from replay.journal import JournalError, Record, SegmentWriter, read_segment, segment_numbers, segment_path, sync_folder
+from replay.snapshot import STATE_FILE, Saved, read_snapshot, write_snapshot
+
+MIN_COMPACTION_BYTES = 64 * 2**20  # below it a journal isn't worth a new base
+PRIORITIES_SCHEMA = pa.schema([("key", pa.int64()), ("priority", pa.float64())])
+
+
+class DurableReplay:
+    """ReplayBuffer with a journal: what a call returned for outlives the process. One thread at a time.
+
+    Args:
+        config: of the replay.
+        seed: of the draws of a new journal.
+        folder: of the journal, used for it alone; what it holds is recovered first.
+        strict: False: what is damaged is skipped; ``problems`` tells what was.
+
+    Raises:
+        JournalError: when the journal is damaged, of another mode or doesn't lead to the same draws; SnapshotError for its base.
+        OSError: when the folder can't be written.
+    """
+
+    def __init__(self, config: ReplayConfig, *, seed: int, folder: str | os.PathLike[str], strict: bool = True) -> None:
+        self._config = config
+        self._seed = seed
+        self._folder = Path(folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._draw_log = xxhash.xxh3_64()  # of all draws of the segment
+        self.problems: list[str] = []
+        self.buffer = ReplayBuffer(config, seed=seed)
+        self._number, sequence = self._recover(strict)
+        self._writer = self._open_segment(self._number + 1, sequence)
+
+    @property
+    def wants_compaction(self) -> bool:
+        """Whether the segments outweigh what they lead to."""
+        return self._journal_bytes() > max(MIN_COMPACTION_BYTES, self.buffer.stats()["bytes"])
+
+    def insert(
+        self, batch: pa.RecordBatch, turns: Mapping[str, int] | None = None, images: Mapping[str, bytes] | None = None
+    ) -> InsertReceipt:
+        """See ReplayBuffer.insert.
+
+        Raises:
+            OSError: when the journal can't be written; nothing is inserted.
+        """
+        admitted = self.buffer.admit(batch, turns, images)
+        names = [summary.group_id for summary in admitted.arrivals.summaries]
+        pictures = sorted(admitted.images)
+        meta = {
+            "turns": dict(zip(names, admitted.turns, strict=True)),
+            "duplicates": admitted.arrivals.duplicate_groups,
+            "rows_bytes": admitted.encoded.size,
+            "images": [[name, len(admitted.images[name])] for name in pictures],
+        }
+        self._append("insert", meta, [admitted.encoded, *(admitted.images[name] for name in pictures)])
+        return self.buffer.add(admitted)
+
+    def sample(self, **request: Any) -> Sample:
+        """See ReplayBuffer.sample.
+
+        Raises:
+            OSError: when the journal can't be written; nothing is consumed.
+        """
+        request = self.buffer.check_request(**request)
+        self._append("sample", {"request": request, "through_turn": self.buffer.next_turn + request["num_groups"]})
+        return self._note(self.buffer.sample(**request))
+
+    def update_priorities(self, keys: NDArray[np.int64], priorities: NDArray[np.floating]) -> int:
+        """See ReplayBuffer.update_priorities.
+
+        Raises:
+            OSError: when the journal can't be written; nothing is changed.
+        """
+        wanted, values = self.buffer.check_priorities(keys, priorities)
+        body = pa.RecordBatch.from_arrays([pa.array(wanted), pa.array(values)], schema=PRIORITIES_SCHEMA).serialize()
+        self._append("priorities", {}, [body])
+        return self.buffer.update_priorities(wanted, values)
+
+    def load(self, saved: Saved) -> None:
+        """Put a captured state in the place of this one; see ReplayBuffer.load.
+
+        Raises:
+            OSError: when the new base can't be written; the buffer has changed, and the journal still leads to what was before.
+        """
+        self.buffer.load(saved)
+        self.finish_compaction(*self.begin_compaction())
+
+    def begin_compaction(self) -> tuple[int, Saved]:
+        """Take the state of now and begin the segment behind it: the short part, between two other calls.
+
+        Returns:
+            The arguments of finish_compaction, which may run in another thread.
+        """
+        saved = self.buffer.capture()
+        self._writer.close()
+        self._number = self._number + 1
+        self._writer = self._open_segment(self._number + 1, self._writer.sequence)
+        return self._number + 1, saved
+
+    def finish_compaction(self, number: int, saved: Saved) -> None:
+        """Write a base and let go of what it stands for.
+
+        Args:
+            number: of the segment that follows it.
+            saved: the state of then.
+
+        Raises:
+            OSError: when it can't be written; the old files stay.
+        """
+        writing, base = self._folder / ".base.tmp", self._folder / f"base-{number:08d}"
+        shutil.rmtree(writing, ignore_errors=True)
+        write_snapshot(writing, saved)
+        os.replace(writing, base)
+        sync_folder(self._folder)
+        for old in segment_numbers(self._folder):
+            if old < number:
+                segment_path(self._folder, old).unlink()
+        for folder in self._folder.glob("base-*"):
+            if folder != base:
+                shutil.rmtree(folder)
+
+    def close(self) -> None:
+        """Bring everything to the disk and end."""
+        self._writer.close()
+
+    def _append(self, kind: str, meta: dict[str, Any], body: list[Any] | None = None) -> None:
+        self._writer.append({"kind": kind, "draws": self._draw_log.intdigest(), **meta}, body or [])
+
+    def _note(self, sample: Sample) -> Sample:
+        self._draw_log.update(np.ascontiguousarray(sample.keys).tobytes())
+        return sample
+
+    def _journal_bytes(self) -> int:
+        older = sum(segment_path(self._folder, n).stat().st_size for n in segment_numbers(self._folder) if n <= self._number)
+        return older + self._writer.num_bytes
+
+    def _open_segment(self, number: int, sequence: int) -> SegmentWriter:
+        path = segment_path(self._folder, number)
+        writer = SegmentWriter(path, sequence=sequence, sync_s=self._config.journal_sync_s)
+        config = {name: getattr(value, "value", value) for name, value in dataclasses.asdict(self._config).items()}
+        try:
+            writer.append({"kind": "start", "config": config, "seed": self._seed})
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        self._draw_log = xxhash.xxh3_64()
+        return writer
+
+    def _recover(self, strict: bool) -> tuple[int, int]:
+        """Do again what the journal holds; the number of the last segment and the next record's."""
+        bases = sorted(folder for folder in self._folder.glob("base-*") if (folder / STATE_FILE).is_file())
+        numbers = segment_numbers(self._folder)
+        if not numbers and not bases:
+            return -1, 0
+        first = int(bases[-1].name.removeprefix("base-")) if bases else (numbers[0] if numbers else 0)
+        saved = read_snapshot(bases[-1]) if bases else None
+        numbers = [number for number in numbers if number >= first]
+        expected = list(range(first, first + len(numbers))) if bases else list(range(len(numbers)))
+        if numbers != expected or (bases and not numbers):
+            missing = sorted(set(range(first, max(numbers, default=first) + 1)) - set(numbers))
+            self._refuse(strict, f"{self._folder} has no segment {missing[:3]}, though it has later ones or a base that needs it")
+        replaying: ReplayBuffer | None = None
+        sequence: int | None = None
+        damaged = bool(self.problems)
+        for number in numbers:
+            path = segment_path(self._folder, number)
+            for record in read_segment(path, last=number == numbers[-1], strict=strict, problems=self.problems):
+                damaged = damaged or bool(self.problems)
+                if sequence is not None and record.sequence != sequence:
+                    self._refuse(strict, f"{record.where} is record {record.sequence}, {sequence} was expected")
+                    damaged = True
+                sequence = record.sequence + 1
+                if record.meta["kind"] == "start":
+                    self._draw_log = xxhash.xxh3_64()
+                    if replaying is None:
+                        replaying = self._former_buffer(record, saved)
+                elif replaying is not None:
+                    self._redo(replaying, record, strict=strict, damaged=damaged)
+        if replaying is None and saved is not None:
+            self.buffer.load(saved)
+        elif replaying is not None and replaying.config == self._config:
+            self.buffer = replaying
+        elif replaying is not None:
+            self.buffer.load(replaying.capture())
+        return (numbers[-1] if numbers else first), (sequence or 0)
+
+    def _former_buffer(self, start: Record, saved: Saved | None) -> ReplayBuffer:
+        """The buffer as it was at the journal's beginning, with the settings of then."""
+        values = start.meta["config"]
+        known = {field.name for field in dataclasses.fields(ReplayConfig)}
+        settings = {name: value for name, value in values.items() if name in known}
+        config = ReplayConfig(**{**settings, "mode": ReplayMode(settings["mode"]), "remover": ReplayRemover(settings["remover"])})
+        if config.mode is not self._config.mode:
+            raise JournalError(f"{start.where}: the journal is of replay.mode={config.mode.value}, this run has {self._config.mode.value}")
+        buffer = ReplayBuffer(config, seed=start.meta["seed"])
+        if saved is not None:
+            buffer.load(saved)
+        return buffer
+
+    def _redo(self, buffer: ReplayBuffer, record: Record, *, strict: bool, damaged: bool) -> None:
+        """Do what a record says."""
+        meta = record.meta
+        if not damaged and meta["draws"] != self._draw_log.intdigest():
+            self._refuse(strict, f"{record.where}: doing the journal again has led to other draws; was it written by another version?")
+        try:
+            if meta["kind"] == "insert":
+                self._redo_insert(buffer, record)
+            elif meta["kind"] == "sample" and damaged:
+                buffer.consume(through_turn=meta["through_turn"], policy_version=meta["request"]["policy_version"])
+            elif meta["kind"] == "sample":
+                self._note(buffer.sample(**meta["request"]))
+            elif meta["kind"] == "priorities":
+                rows = pa.ipc.read_record_batch(pa.py_buffer(record.body), PRIORITIES_SCHEMA)
+                buffer.update_priorities(rows.column("key").to_numpy(), rows.column("priority").to_numpy())
+        except (ValueError, RuntimeError) as error:
+            self._refuse(strict, f"{record.where} can't be done again: {error}")
+
+    def _redo_insert(self, buffer: ReplayBuffer, record: Record) -> None:
+        meta, body = record.meta, record.body
+        images, start = {}, int(meta["rows_bytes"])
+        for name, num_bytes in meta["images"]:
+            images[name] = bytes(body[start : start + num_bytes])
+            start += num_bytes
+        rows = pa.ipc.read_record_batch(pa.py_buffer(body[: meta["rows_bytes"]]), TRAJECTORY_SCHEMA)
+        buffer.insert(rows, meta["turns"], images)
+        buffer.count_duplicates(meta["duplicates"])
+
+    def _refuse(self, strict: bool, problem: str) -> None:
+        if strict:
+            raise JournalError(problem)
+        self.problems.append(problem)
