@@ -184,6 +184,8 @@ class ReplayBuffer:
         arrivals, rows, waiting = admitted.arrivals, admitted.rows, self._intake.waiting
         self._table.images.add(image_hashes(rows), admitted.images)  # first, so that none of them is dropped to make room for these rows
         self._counters.evicted += self._table.make_room(waiting.num_rows + rows.num_rows, waiting.num_bytes + admitted.encoded.size)
+        # when nothing waits and no turn is missing, the groups go on as they came, and needn't be put together again
+        in_turn = not len(waiting) and admitted.turns == list(range(waiting.next_turn, waiting.next_turn + len(admitted.turns)))
         self._intake.queue(admitted)
         receipt = InsertReceipt(
             groups=len(arrivals.summaries),
@@ -198,7 +200,7 @@ class ReplayBuffer:
         if not self._plan.waits and waiting.ready:
             consumed = waiting.take(waiting.ready)
             self._refresh(consumed)
-            self._table.open(self._enter(consumed))
+            self._table.open(self._enter(consumed, rows if in_turn else None))
             self._intake.arrived.extend(group.summary for group in consumed)
         return receipt
 
@@ -407,15 +409,15 @@ class ReplayBuffer:
         self._counters = _Counters(**state["counters"])
         self._counters.evicted += self._table.make_room(self._intake.waiting.num_rows, self._intake.waiting.num_bytes)
 
-    def _enter(self, consumed: Sequence[WaitingGroup]) -> NDArray[np.int64]:
-        """Move what the mode can draw of consumed groups into the table, as one batch."""
+    def _enter(self, consumed: Sequence[WaitingGroup], rows: pa.RecordBatch | None = None) -> NDArray[np.int64]:
+        """Move what the mode can draw of consumed groups into the table, as one batch: the given one, if it holds exactly their rows."""
         if not consumed:
             return np.empty(0, np.int64)
         effective = np.repeat([group.summary.effective for group in consumed], [group.rows.num_rows for group in consumed])
         advantages = np.concatenate([group.advantages for group in consumed])
         admitted = self._plan.admits(effective, advantages)
-        parts = [group.rows for group in consumed]
-        rows = pa.concat_batches(parts) if len(parts) > 1 else parts[0]
+        if rows is None:
+            rows = pa.concat_batches([group.rows for group in consumed])
         entering = take_rows(rows, np.flatnonzero(admitted))
         if self._table.images.shows_any:
             self._table.images.drop(image_hashes(take_rows(rows, np.flatnonzero(~admitted))))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from algorithms.schema import TRAJECTORY_SCHEMA, check_schema
@@ -254,8 +255,10 @@ def _lengths(batch: pa.RecordBatch, name: str) -> NDArray[np.int64]:
 
 def _true_counts(batch: pa.RecordBatch, name: str) -> NDArray[np.int64]:
     """How many values are True in each row of a list of bool."""
-    total = np.concatenate([[0], np.cumsum(batch.column(name).flatten().to_numpy(zero_copy_only=False))])
-    lengths = _lengths(batch, name)
+    lengths, values = _lengths(batch, name), batch.column(name).flatten()
+    if pc.all(values, min_count=0).as_py():  # without triggers, which is nearly always, nothing needs counting
+        return lengths
+    total = np.concatenate([[0], np.cumsum(values.to_numpy(zero_copy_only=False))])
     ends = np.cumsum(lengths)
     return total[ends] - total[ends - lengths]
 

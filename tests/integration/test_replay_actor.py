@@ -1,10 +1,12 @@
 """The replay actor on a real Ray cluster."""
 
 import hashlib
+import itertools
 import os
 import signal
 import time
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import ray
@@ -13,6 +15,7 @@ from algorithms.schema import SAMPLE_SCHEMA, attached_images, sampled_from_arrow
 from algorithms.types import ImageRef
 from conf.schema import ReplayConfig, ReplayMode
 from replay.actor import ReplayActor
+from replay.client import ReplayReader, ReplayWriter
 from replay.snapshot import SnapshotError
 from tests.fakes import make_group
 
@@ -187,6 +190,27 @@ def test_images_travel_with_the_rows_that_show_them(start):
     ray.get(replay.insert.remote(batch, images={name: content}), timeout=30)
     _, shard = ray.get(replay.sample.options(num_returns=2).remote(batch_size=8), timeout=30)
     assert attached_images(shard) == {name: content}
+
+
+def test_a_writer_sends_together_what_piles_up_and_a_reader_draws_ahead(start):
+    replay = start("prioritized")
+    writer = ReplayWriter(replay)
+    futures = [writer.insert(groups_of([f"p{i}"])) for i in range(200)]
+    bad = writer.insert(groups_of(["bad"], reward=float("nan")))
+    futures += [writer.insert(groups_of([f"q{i}"])) for i in range(50)]
+    assert all(done.result(timeout=60).groups >= 1 for done in futures)
+    with pytest.raises(ValueError, match="which isn't finite"):
+        bad.result(timeout=60)
+    stats = ray.get(replay.stats.remote(), timeout=30)
+    assert (stats["groups_inserted"], stats["size"], stats["duplicate_groups"]) == (250, 1000, 0)
+    batches = list(itertools.islice(ReplayReader(replay, batch_size=4, prefetch=2, block=32), 40))
+    assert all(batch.num_rows == 4 and batch.schema.equals(SAMPLE_SCHEMA, check_metadata=True) for batch in batches)
+    keys = batches[0]["key"].to_numpy()
+    updates = [writer.update_priorities(keys, np.full(4, value)) for value in (0.3, 0.0)]  # of several the last one counts
+    assert sum(done.result(timeout=60) for done in updates) >= 8
+    drawn = ray.get(replay.sample.options(num_returns=2).remote(batch_size=4000), timeout=60)[1]
+    assert not set(keys) & set(drawn["key"].to_pylist())
+    writer.close()
 
 
 def test_draws_wait_for_rows_and_inserts_for_draws(start):

@@ -1,0 +1,139 @@
+"""What the replay costs in one process: draws and updates by table size, restore time, memory over payload; no peers.
+
+python -m benchmarks.replay_costs --plot docs/pictures/replay_costs.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import psutil
+
+from algorithms.schema import to_record_batch
+from benchmarks.report import conditions
+from conf.schema import ReplayConfig, ReplayMode
+from replay.durable import DurableReplay
+from replay.priority_tree import PriorityTree
+from replay.selectors import Prioritized
+from tests.fakes import make_trajectory
+
+SIZES = (1_000, 10_000, 100_000, 1_000_000)
+BATCH = 256
+ITEM_TOKENS = 2000  # 16 KB of token ids and log-probs
+
+
+def median_us(call: Callable[[], object], rounds: int = 7, calls: int = 60) -> float:
+    """Median over rounds of the mean microseconds of a call."""
+    found = []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        for _ in range(calls):
+            call()
+        found.append((time.perf_counter() - begin) / calls * 1e6)
+    return statistics.median(found)
+
+
+def growth() -> dict[int, tuple[float, float]]:
+    """Microseconds of drawing and of updating 256 rows, by table size."""
+    rng = np.random.default_rng(0)
+    found = {}
+    for size in SIZES:
+        tree, versions = PriorityTree(Prioritized(exponent=0.6, decay=500.0)), rng.integers(0, 1000, size)
+        tree.enter(np.arange(size), rng.random(size), versions)
+        used = np.zeros(size, dtype=np.int64)
+        places = np.unique(rng.integers(0, size, BATCH))
+        values = rng.random(len(places))
+        found[size] = (
+            median_us(lambda tree=tree, used=used: tree.draw(rng, BATCH, used)),
+            median_us(lambda tree=tree, places=places, values=values, v=versions: tree.enter(places, values, v[places])),
+        )
+    return found
+
+
+def restore_and_memory(num: int) -> dict[str, float]:
+    """Seconds to recover trajectories of 16 KiB from a journal and from a base, and resident bytes over payload."""
+    template = [make_trajectory(prompt_id="p", index=i, response_tokens=ITEM_TOKENS) for i in range(BATCH)]
+    config = ReplayConfig(mode=ReplayMode.prioritized, max_trajectories=num, max_bytes=64 * 2**30)
+    with tempfile.TemporaryDirectory() as folder:
+        gc.collect()
+        before = psutil.Process().memory_info().rss
+        replay = DurableReplay(config, seed=0, folder=folder)
+        import pyarrow as pa
+
+        base = to_record_batch(template)
+        for i in range(num // BATCH):
+            columns = base.columns
+            columns[0] = pa.array([f"p{i}@0/{j}" for j in range(BATCH)])
+            columns[1] = pa.array([f"p{i}@0"] * BATCH)
+            replay.insert(pa.RecordBatch.from_arrays(columns, schema=base.schema))
+        gc.collect()
+        resident = psutil.Process().memory_info().rss - before
+        payload = replay.buffer.stats()["bytes"]
+        replay.close()
+        rows = len(replay.buffer)
+        del replay
+        gc.collect()
+        begin = time.perf_counter()
+        again = DurableReplay(config, seed=0, folder=folder)
+        from_journal = time.perf_counter() - begin
+        again.finish_compaction(*again.begin_compaction())
+        again.close()
+        del again
+        gc.collect()
+        begin = time.perf_counter()
+        third = DurableReplay(config, seed=0, folder=folder)
+        from_base = time.perf_counter() - begin
+        assert len(third.buffer) == rows
+        third.close()
+    return {
+        "rows": rows,
+        "payload_gb": payload / 1e9,
+        "memory_over_payload": resident / payload - 1,
+        "journal_s": from_journal,
+        "base_s": from_base,
+    }
+
+
+def plot(found: dict[int, tuple[float, float]], path: Path) -> None:
+    """Draw costs over sizes, with a line that grows with log n."""
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 3.5))
+    for column, name in enumerate(("draw 256", "update 256")):
+        costs = [found[size][column] for size in SIZES]
+        (line,) = axes.plot(SIZES, costs, marker="o", label=name)
+        growing = [costs[0] * np.log(size) / np.log(SIZES[0]) for size in SIZES]
+        axes.plot(SIZES, growing, linestyle=":", color=line.get_color(), label="growing with log n")
+    axes.set(xscale="log", xlabel="trajectories in the table", ylabel="microseconds", ylim=(0, None))
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--trajectories", type=int, default=100_000)
+    arguments = parser.parse_args()
+    found = growth()
+    print(conditions("python -m benchmarks.replay_costs"))
+    print("\n| trajectories | draw 256 | update 256 |\n|---|---|---|")
+    for size, (draw, update) in found.items():
+        print(f"| {size:,} | {draw:.0f} us | {update:.0f} us |")
+    if arguments.plot:
+        plot(found, arguments.plot)
+    if arguments.trajectories:
+        print({name: round(value, 3) for name, value in restore_and_memory(arguments.trajectories).items()})
+
+
+if __name__ == "__main__":
+    main()
