@@ -27,6 +27,7 @@ from replay.buffer import ReplayBuffer
 from replay.durable import DurableReplay
 from replay.groups import InsertReceipt
 from replay.limiter import FreshGroupLimiter
+from replay.recovery import Recovery, is_journal
 from replay.snapshot import Saved, read_snapshot, write_snapshot
 
 logger = logging.getLogger(__name__)
@@ -162,6 +163,14 @@ class ReplayActor:
                 logger.warning("the trajectories of step %d are not in the archive: %s", policy_version + 1, error)
         return (sample.stats, *sample.shards)
 
+    def _read(self, folder: str, strict: bool) -> Saved:
+        if not is_journal(folder):
+            return read_snapshot(folder)
+        recovered = Recovery(self._config, seed=0, folder=folder, strict=strict)
+        for problem in recovered.problems:
+            logger.warning("skipped in the journal: %s", problem)
+        return recovered.buffer.capture()
+
     def _changed(self) -> None:
         """Let the journal be written anew, beside other calls, once it outweighs what it leads to."""
         replay = self._replay
@@ -227,14 +236,15 @@ class ReplayActor:
             await asyncio.to_thread(write_snapshot, folder, saved)
 
     @ray.method(concurrency_group="data")
-    async def restore(self, folder: str) -> None:
+    async def restore(self, folder: str, *, strict: bool = True) -> None:
         """Replace the content by a snapshot's; inserts and samples wait meanwhile. See ReplayBuffer.restore.
 
         Args:
-            folder: with a snapshot.
+            folder: with a snapshot, or with a journal that no actor writes to.
+            strict: False: keep what is sound of a damaged journal. A damaged snapshot is an error in any case.
         """
         async with self._limiter.change():
-            saved = await asyncio.to_thread(read_snapshot, folder)
+            saved = await asyncio.to_thread(self._read, folder, strict)
             await asyncio.to_thread(self._replay.load, saved)
             self._stats = self._buffer.stats()
 

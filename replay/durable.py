@@ -1,6 +1,6 @@
 """A replay buffer whose every change is on disk before it happens.
 
-Owns the order of journal and buffer, recovery and compaction. Must not know Ray or how draws are made.
+Owns the order of journal and buffer, and compaction. Must not know Ray or how draws are made.
 
 The journal holds commands: what was inserted, which draws were asked for, which priorities were set. The buffer does the same for the
 same commands, so that doing them again gives the same rows, counts and random numbers; each record carries a checksum of the segment's
@@ -22,16 +22,14 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from algorithms.schema import TRAJECTORY_SCHEMA
-from conf.schema import ReplayConfig, ReplayMode, ReplayRemover
+from conf.schema import ReplayConfig
 from replay.batches import Sample
-from replay.buffer import ReplayBuffer
 from replay.groups import InsertReceipt
-from replay.journal import JournalError, Record, SegmentWriter, read_segment, segment_numbers, segment_path, sync_folder
-from replay.snapshot import STATE_FILE, Saved, read_snapshot, write_snapshot
+from replay.journal import SegmentWriter, segment_numbers, segment_path, sync_folder
+from replay.recovery import PRIORITIES_SCHEMA, Recovery
+from replay.snapshot import Saved, write_snapshot
 
 MIN_COMPACTION_BYTES = 64 * 2**20  # below it a journal isn't worth a new base
-PRIORITIES_SCHEMA = pa.schema([("key", pa.int64()), ("priority", pa.float64())])
 
 
 class DurableReplay:
@@ -54,10 +52,10 @@ class DurableReplay:
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._draw_log = xxhash.xxh3_64()  # of all draws of the segment
-        self.problems: list[str] = []
-        self.buffer = ReplayBuffer(config, seed=seed)
-        self._number, sequence = self._recover(strict)
-        self._writer = self._open_segment(self._number + 1, sequence)
+        recovered = Recovery(config, seed=seed, folder=self._folder, strict=strict)
+        self.problems, self.buffer = recovered.problems, recovered.buffer
+        self._number = recovered.last_segment
+        self._writer = self._open_segment(self._number + 1, recovered.sequence)
 
     @property
     def wants_compaction(self) -> bool:
@@ -174,87 +172,3 @@ class DurableReplay:
             raise
         self._draw_log = xxhash.xxh3_64()
         return writer
-
-    def _recover(self, strict: bool) -> tuple[int, int]:
-        """Do again what the journal holds; the number of the last segment and the next record's."""
-        bases = sorted(folder for folder in self._folder.glob("base-*") if (folder / STATE_FILE).is_file())
-        numbers = segment_numbers(self._folder)
-        if not numbers and not bases:
-            return -1, 0
-        first = int(bases[-1].name.removeprefix("base-")) if bases else (numbers[0] if numbers else 0)
-        saved = read_snapshot(bases[-1]) if bases else None
-        numbers = [number for number in numbers if number >= first]
-        expected = list(range(first, first + len(numbers))) if bases else list(range(len(numbers)))
-        if numbers != expected or (bases and not numbers):
-            missing = sorted(set(range(first, max(numbers, default=first) + 1)) - set(numbers))
-            self._refuse(strict, f"{self._folder} has no segment {missing[:3]}, though it has later ones or a base that needs it")
-        replaying: ReplayBuffer | None = None
-        sequence: int | None = None
-        damaged = bool(self.problems)
-        for number in numbers:
-            path = segment_path(self._folder, number)
-            for record in read_segment(path, last=number == numbers[-1], strict=strict, problems=self.problems):
-                damaged = damaged or bool(self.problems)
-                if sequence is not None and record.sequence != sequence:
-                    self._refuse(strict, f"{record.where} is record {record.sequence}, {sequence} was expected")
-                    damaged = True
-                sequence = record.sequence + 1
-                if record.meta["kind"] == "start":
-                    self._draw_log = xxhash.xxh3_64()
-                    if replaying is None:
-                        replaying = self._former_buffer(record, saved)
-                elif replaying is not None:
-                    self._redo(replaying, record, strict=strict, damaged=damaged)
-        if replaying is None and saved is not None:
-            self.buffer.load(saved)
-        elif replaying is not None and replaying.config == self._config:
-            self.buffer = replaying
-        elif replaying is not None:
-            self.buffer.load(replaying.capture())
-        return (numbers[-1] if numbers else first), (sequence or 0)
-
-    def _former_buffer(self, start: Record, saved: Saved | None) -> ReplayBuffer:
-        """The buffer as it was at the journal's beginning, with the settings of then."""
-        values = start.meta["config"]
-        known = {field.name for field in dataclasses.fields(ReplayConfig)}
-        settings = {name: value for name, value in values.items() if name in known}
-        config = ReplayConfig(**{**settings, "mode": ReplayMode(settings["mode"]), "remover": ReplayRemover(settings["remover"])})
-        if config.mode is not self._config.mode:
-            raise JournalError(f"{start.where}: the journal is of replay.mode={config.mode.value}, this run has {self._config.mode.value}")
-        buffer = ReplayBuffer(config, seed=start.meta["seed"])
-        if saved is not None:
-            buffer.load(saved)
-        return buffer
-
-    def _redo(self, buffer: ReplayBuffer, record: Record, *, strict: bool, damaged: bool) -> None:
-        """Do what a record says."""
-        meta = record.meta
-        if not damaged and meta["draws"] != self._draw_log.intdigest():
-            self._refuse(strict, f"{record.where}: doing the journal again has led to other draws; was it written by another version?")
-        try:
-            if meta["kind"] == "insert":
-                self._redo_insert(buffer, record)
-            elif meta["kind"] == "sample" and damaged:
-                buffer.consume(through_turn=meta["through_turn"], policy_version=meta["request"]["policy_version"])
-            elif meta["kind"] == "sample":
-                self._note(buffer.sample(**meta["request"]))
-            elif meta["kind"] == "priorities":
-                rows = pa.ipc.read_record_batch(pa.py_buffer(record.body), PRIORITIES_SCHEMA)
-                buffer.update_priorities(rows.column("key").to_numpy(), rows.column("priority").to_numpy())
-        except (ValueError, RuntimeError) as error:
-            self._refuse(strict, f"{record.where} can't be done again: {error}")
-
-    def _redo_insert(self, buffer: ReplayBuffer, record: Record) -> None:
-        meta, body = record.meta, record.body
-        images, start = {}, int(meta["rows_bytes"])
-        for name, num_bytes in meta["images"]:
-            images[name] = bytes(body[start : start + num_bytes])
-            start += num_bytes
-        rows = pa.ipc.read_record_batch(pa.py_buffer(body[: meta["rows_bytes"]]), TRAJECTORY_SCHEMA)
-        buffer.insert(rows, meta["turns"], images)
-        buffer.count_duplicates(meta["duplicates"])
-
-    def _refuse(self, strict: bool, problem: str) -> None:
-        if strict:
-            raise JournalError(problem)
-        self.problems.append(problem)

@@ -20,6 +20,7 @@ from conf.schema import ReplayConfig, ReplayMode
 from replay import durable as durable_module
 from replay.durable import DurableReplay
 from replay.journal import JournalError, SegmentWriter, read_segment
+from replay.recovery import Recovery, is_journal
 from tests.fakes import make_group
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +105,18 @@ def test_other_settings_apply_after_a_restart(tmp_path):
     smaller.close()
     with pytest.raises(JournalError, match=r"the journal is of replay.mode=fresh, this run has filter"):
         open_replay(tmp_path, "filter")
+
+
+def test_a_journal_is_read_without_being_written(written, tmp_path):
+    path = copy_of(written, tmp_path)
+    before = path.read_bytes()
+    config = ReplayConfig(mode=ReplayMode.fresh, max_age=3)
+    recovered = Recovery(config, seed=99, folder=tmp_path)
+    assert is_journal(tmp_path) and recovered.problems == []
+    assert files(tmp_path) == [path] and path.read_bytes() == before
+    replay = open_replay(tmp_path)
+    assert replay.buffer.capture().state == recovered.buffer.capture().state
+    replay.close()
 
 
 def test_images_are_in_the_journal(tmp_path):
