@@ -17,7 +17,7 @@ from conf.schema import ReplayConfig, ReplayMode
 from replay.actor import ReplayActor
 from replay.client import ReplayReader, ReplayWriter
 from replay.snapshot import SnapshotError
-from tests.fakes import make_group
+from tests.fakes import make_group, make_trajectory
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -196,7 +196,7 @@ def test_a_writer_sends_together_what_piles_up_and_a_reader_draws_ahead(start):
     replay = start("prioritized")
     writer = ReplayWriter(replay)
     futures = [writer.insert(groups_of([f"p{i}"])) for i in range(200)]
-    bad = writer.insert(groups_of(["bad"], reward=float("nan")))
+    bad = writer.insert(to_record_batch([make_trajectory(prompt_id="bad", reward=float("nan"))]))
     futures += [writer.insert(groups_of([f"q{i}"])) for i in range(50)]
     assert all(done.result(timeout=60).groups >= 1 for done in futures)
     with pytest.raises(ValueError, match="which isn't finite"):
