@@ -380,6 +380,7 @@ class GuardConfig:
     max_ratio: float = 2.0  # of ratio/mean, and 1 / max_ratio from below; its expectation is 1
     min_effective_query_ratio: float = 0.02  # stops a run only when accuracy fell, too
     min_accuracy_share: float = 0.5  # of the best window's accuracy; above it nothing was lost
+    min_accuracy_fall: float = 0.1  # from the best window's; a smaller one is noise
 
 
 @dataclass(frozen=True)

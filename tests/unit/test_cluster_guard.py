@@ -70,3 +70,9 @@ def test_steps_without_an_update_have_no_ratios_and_are_passed_over():
     for _ in range(10):
         guard.observe({"effective_query_ratio": 0.0, "accuracy/mean": 0.0})
     assert guard.collapse is None and not guard.suspicious
+
+
+def test_a_policy_that_was_hardly_ever_right_has_not_fallen():
+    weak = {"effective_query_ratio": 0.0, "accuracy/mean": 0.03}
+    assert guard_after(*[weak] * 4, *[{"effective_query_ratio": 0.0, "accuracy/mean": 0.0}] * 8).collapse is None
+    assert guard_after(*[weak] * 4, *[{"effective_query_ratio": 0.0, "accuracy/mean": 0.0}] * 8, min_accuracy_fall=0.02).collapse
