@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from benchmarks.report import conditions
@@ -81,7 +82,9 @@ def main() -> None:
             if name not in contestants:
                 contestants[name] = Contestant(name, pythons[name.split(":")[0]], arguments.kib, folder)
             for verb in VERBS:
+                begin = time.monotonic()
                 rate = contestants[name].measure(verb, arguments.batch, arguments.seconds)
+                print(f"round {round_number}: {name} {verb}: {rate}, {time.monotonic() - begin:.1f} s", file=sys.stderr, flush=True)
                 if rate is not None and round_number:
                     rates.setdefault((name, verb), []).append(rate)
     for contestant in contestants.values():
