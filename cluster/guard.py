@@ -68,8 +68,8 @@ class CollapseGuard:
         effective, accuracy = self._median("effective_query_ratio", num_steps), self._median("accuracy/mean", num_steps)
         if effective is None or accuracy is None or effective >= config.min_effective_query_ratio:
             return None
-        # Prompts may have stopped teaching because all of them are solved, or never have taught: then nothing was lost. A policy that hardly
-        # ever was right loses a large share of nearly nothing by chance.
+        # Prompts may have stopped teaching because all of them are solved, or never have taught: then nothing was lost. A policy that was
+        # hardly ever right loses a large share of nearly nothing by chance.
         if accuracy >= config.min_accuracy_share * self._best_accuracy or self._best_accuracy - accuracy < config.min_accuracy_fall:
             return None
         return (

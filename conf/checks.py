@@ -181,6 +181,7 @@ _BOUNDS = {  # lowest and highest value, both allowed
     "evaluation.resamples": (1, 1_000_000),
     "evaluation.seed": (0, INFINITY),
     "guard.max_ratio": (1.0, INFINITY),
+    "guard.min_accuracy_fall": (0.0, 1.0),
     "guard.min_accuracy_share": (0.0, 1.0),
     "guard.min_effective_query_ratio": (0.0, 1.0),
     "guard.min_ess": (0.0, 1.0),
