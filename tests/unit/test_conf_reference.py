@@ -23,3 +23,8 @@ def test_comments_choices_and_nulls_are_told() -> None:
     assert "| `algorithm.batch_size` | integer or null | `null` | trajectories per optimizer update; null:" in page
     for row in (line for line in page.splitlines() if line.startswith("| `")):
         assert row.replace("\\|", "").count("|") == 5, row  # a bar in a comment must not end the table's cell
+
+
+def test_no_key_is_left_unexplained() -> None:
+    rows = [line for line in reference().splitlines() if line.startswith("| `")]
+    assert [row for row in rows if row.endswith("|  |")] == []
