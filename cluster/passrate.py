@@ -109,6 +109,9 @@ def passrate(config: Config, model_path: Path, output: Path, *, samples: int) ->
     }
     journal = Journal(output / JOURNAL, settings)
     left = [i for i, row in enumerate(dataset.row_numbers) if row not in journal.rates and row not in journal.bad]
+    if not left and any(output.glob("data.*")):
+        progress.say(f"nothing left to do: {output} holds the pass rates of all {len(dataset)} prompts")
+        return 0
     if left:
         config = dataclasses.replace(
             config,
