@@ -8,6 +8,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageTextToText
 
 from algorithms.batching import split_microbatches
+from algorithms.corrections import truncated_weights
 from algorithms.losses import clipped_surrogate
 from algorithms.schema import from_arrow
 from algorithms.types import Trajectory
@@ -89,12 +90,6 @@ class PlainDeepSpeedLoop:
         logprobs = torch.log_softmax(logits.float(), dim=-1).gather(2, ids[:, 1:, None]).squeeze(2)[mask[:, 1:]]
         advantages = torch.tensor([t.advantage for t in trajectories])[:, None].expand(-1, width - 1)[mask[:, 1:]]
         algorithm = self._config.algorithm
-        return clipped_surrogate(
-            logprobs,
-            logprobs.detach(),
-            behavior[:, 1:][mask[:, 1:]],
-            advantages,
-            clip_low=algorithm.clip_low,
-            clip_high=algorithm.clip_high,
-            behavior_ratio_cap=algorithm.behavior_ratio_cap,
-        ).sum()
+        weights = truncated_weights(logprobs.detach(), behavior[:, 1:][mask[:, 1:]], cap=algorithm.behavior_ratio_cap)
+        clip = {"clip_low": algorithm.clip_low, "clip_high": algorithm.clip_high}
+        return clipped_surrogate(logprobs, logprobs.detach(), weights, advantages, **clip).sum()
