@@ -25,8 +25,8 @@ from cluster.ledger import PromptLedger
 from cluster.replica import ReplicaLostError
 from cluster.transport import WeightTransport
 from cluster.waiting import answer_within
-from conf.checks import batch_size
 from conf.schema import Config
+from conf.sizes import batch_size
 from learner.group import LearnerGroup
 
 StepHook = Callable[[int, dict[str, float]], Awaitable[None]]

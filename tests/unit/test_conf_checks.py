@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from conf.checks import batch_size, check, check_evaluation, token_limits, total_updates, trajectories_per_step
+from conf.checks import check, check_evaluation, token_limits
 from conf.loading import CONF_DIR, ConfigError, load_config
 from conf.schema import Config
+from conf.sizes import batch_size, total_updates, trajectories_per_step
 
 GPU = "cluster.device=gpu"
 
