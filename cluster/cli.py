@@ -129,6 +129,42 @@ def _model_folder(model: Path | None, run_dir: Path) -> Path:
     raise ConfigError(f"{origin} {what}: there is no config.json in it or in its folder model/.")
 
 
+@app.command(
+    epilog=example(
+        "rethinker submit vl_rethinker_7b run.dir=/shared/runs/first --address http://HEAD:8265",
+        "rethinker submit my.yaml run.dir=/shared/runs/second run.seed=2 --follow",
+    )
+)
+def submit(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of the cluster's dashboard; without it, RAY_API_SERVER_ADDRESS or RAY_ADDRESS.", show_default=False),
+    ] = None,
+    working_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder with the code that the job brings along; without it, the current one or the command's own.", show_default=False
+        ),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Print what the job prints, and end with its exit code.")] = False,
+) -> None:
+    """Train on a cluster, as a Ray job that outlives this command.
+
+    The job runs 'train' on the head, with the code of the working directory. Data, models and the run folder are paths on the cluster;
+    run.dir must be an absolute one that every node sees. 'rethinker status RUN' asks the run how it is, 'rethinker stop RUN' ends it after
+    the step under way with a checkpoint, and the same 'submit' again goes on from the newest one. A cluster with token authentication wants
+    RAY_AUTH_MODE=token and its token in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH.
+    """
+    with refusals():
+        settings = load_config(config, overrides or [])
+        check(settings, paths=False)
+        from cluster.submission import submit as run_submission
+
+        raise typer.Exit(run_submission(settings, config, overrides or [], address=address, working_dir=working_dir, follow=follow))
+
+
 @app.command(epilog=example("rethinker coldstart quickstart", "rethinker coldstart quickstart coldstart.steps=600"))
 def coldstart(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     """Make the model that training starts from, and print its folder.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,16 @@ from conf.schema import Config
 # Where things run, how long they may take and what is reported; everything else would make the resumed run another one.
 CHANGEABLE_SECTIONS = ("cluster", "rollout", "evaluation", "checkpoint", "guard", "weights")
 SAMPLING_KEYS = ("rollout.temperature", "rollout.top_p", "rollout.top_k")  # they are part of the policy
-CHANGEABLE_KEYS = ("run.name", "run.dir", "run.num_steps", "run.resume", "run.overwrite", "data.test_path", "data.max_bad_fraction")
+CHANGEABLE_KEYS = (
+    "run.name",
+    "run.dir",
+    "run.num_steps",
+    "run.resume",
+    "run.auto_resume",
+    "run.overwrite",
+    "data.test_path",
+    "data.max_bad_fraction",
+)
 
 
 def check_resumable(stored: Path, config: Config) -> None:
@@ -35,6 +45,21 @@ def check_resumable(stored: Path, config: Config) -> None:
                 f"run.resume=true, but {key} is {now.get(key)!r} and the run in {stored.parent} has {before.get(key)!r}; "
                 f"set it back, or start another run"
             )
+
+
+def resumed_where_there_is_a_run(stored: Path, config: Config) -> Config:
+    """Let run.auto_resume become run.resume.
+
+    Args:
+        stored: the run folder's config.yaml, if it holds a run.
+        config: that was asked for.
+
+    Returns:
+        The same settings; with run.resume where run.auto_resume is set and there is a run.
+    """
+    if not (config.run.auto_resume and stored.exists()):
+        return config
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, resume=True))
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -16,7 +16,7 @@ from actors.answers import EvaluatedAnswer
 from cluster.bad_rows import BadRows
 from cluster.checkpoint import load_checkpoint, save_checkpoint
 from cluster.coldstart import prepare_data, prepare_model
-from cluster.compatibility import check_resumable
+from cluster.compatibility import check_resumable, resumed_where_there_is_a_run
 from cluster.controller import Controller
 from cluster.evaluation import held_out_questions, report
 from cluster.fleet import RolloutFleet
@@ -62,6 +62,7 @@ def train(config: Config) -> int:
     """
     progress = Progress()
     folder = RunFolder(config.run.dir)
+    config = resumed_where_there_is_a_run(folder.config, config)
     opening = {"resume": config.run.resume, "overwrite": config.run.overwrite}
     folder.refuse(**opening)
     if config.run.resume:

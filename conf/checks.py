@@ -88,8 +88,9 @@ def _refuse(config: Config, rules: Sequence[Callable[[Config, Speaker], Iterator
 def _run(config: Config, at: Speaker) -> Iterator[str]:
     if not config.run.dir.strip():
         yield f"{at('run.dir')} names no folder; a run needs one for its results."
-    if config.run.resume and config.run.overwrite:
-        yield f"{at('run.resume')} and {at('run.overwrite')} exclude each other: go on with the run in the folder, or replace it."
+    for key, goes_on in (("run.resume", config.run.resume), ("run.auto_resume", config.run.auto_resume)):
+        if goes_on and config.run.overwrite:
+            yield f"{at(key)} and {at('run.overwrite')} exclude each other: go on with the run in the folder, or replace it."
 
 
 def _sampling(config: Config, at: Speaker) -> Iterator[str]:

@@ -42,6 +42,7 @@ class RunConfig:
     stages: list[str] = field(default_factory=list)  # each "name=... steps=... key=value ..."; empty: num_steps under one configuration
     stage: str = ""  # train only this one of the stages; empty: all
     resume: bool = False  # go on from the newest checkpoint in the run folder
+    auto_resume: bool = False  # go on where the run folder holds a run, start where it holds none: what a job that may be repeated needs
     overwrite: bool = False  # replace a run folder that already holds a run
 
 

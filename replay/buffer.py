@@ -284,9 +284,7 @@ class ReplayBuffer:
         """
         return self._table.update_priorities(*self.check_priorities(keys, priorities))
 
-    def check_priorities(
-        self, keys: NDArray[np.int64], priorities: NDArray[np.floating]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def check_priorities(self, keys: NDArray[np.int64], priorities: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Refuse priorities that can't be set; see update_priorities."""
         wanted, values = np.asarray(keys, dtype=np.int64), np.asarray(priorities, dtype=np.float64)
         if wanted.ndim != 1 or wanted.shape != values.shape:

@@ -20,6 +20,7 @@ RUNNER = CliRunner()
     "command",
     [
         ["train"],
+        ["submit"],
         ["evaluate"],
         ["coldstart"],
         ["curves"],
@@ -64,6 +65,7 @@ def test_config_prints_what_loads_to_the_same_settings(tmp_path: Path) -> None:
         (["train", "quickstart", "rollout.prompts_per_call=99"], ["rollout.prompts_per_call = 99", "algorithm.prompts_per_step = 64"]),
         (["train", "quickstart", "cluster.num_cpus=1"], ["cluster.num_cpus = 1", "rollout.num_actors = 1"]),
         (["train", "default"], ["data.path = ''"]),
+        (["submit", "quickstart"], ["run.dir = 'runs/quickstart'", "absolute path"]),
         (["evaluate", "quickstart", "--model", "nowhere"], ["--model 'nowhere'", "config.json"]),
         (["evaluate", "quickstart", "run.dir=nowhere"], ["run.dir = 'nowhere'", "no trained model"]),
         (["evaluate", "quickstart", "evaluation.benchmarks=[mmmu]", "evaluation.benchmarks_dir=nowhere"], ["'nowhere'", "['mmmu']"]),
