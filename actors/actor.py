@@ -10,8 +10,9 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.actor import ActorHandle
@@ -19,11 +20,13 @@ from ray.actor import ActorHandle
 from actors.answers import EvaluatedAnswer
 from actors.engine import PromptRefusedError, RolloutEngine
 from actors.intake import WeightIntake, WeightReceipt
+from actors.lockstep import Lockstep
 from actors.worker import RolloutRequest, RolloutWorker
 from algorithms.rethinking import RethinkingCounts
 from algorithms.schema import to_record_batch
 from algorithms.types import Prompt, RolloutGroup
 from conf.schema import Config, EvaluationMode
+from conf.sizes import in_lockstep
 from tasks.errors import BadPromptError
 from tasks.families import read_form
 from tasks.grading import GraderPool
@@ -31,6 +34,7 @@ from tasks.prompts import PromptEncoder
 from weights.manifest import Shipment
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,8 +153,9 @@ class RolloutActor:
         )
         self._intake = WeightIntake(self._engine, timeout_s=config.weights.timeout_s, name=f"rollout replica {self._index}")
         await self._engine.start(version=version)
+        self._lockstep = Lockstep(self._engine) if in_lockstep(config) else None
         self._worker = RolloutWorker(
-            engine=self._engine,
+            engine=self._lockstep or self._engine,
             encoder=PromptEncoder(
                 form.tokenizer,
                 suffix=config.data.prompt_suffix,
@@ -186,7 +191,10 @@ class RolloutActor:
             RuntimeError: when replay doesn't accept a group.
         """
         begin = time.monotonic()
-        results = await asyncio.gather(*(self._roll_and_deliver(request) for request in requests))
+        results = await self._side_by_side([self._roll_and_deliver(request) for request in requests])
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
         names = [request.group_id for request in requests]
         delivered = [(name, result) for name, result in zip(names, results, strict=True) if isinstance(result, RethinkingCounts)]
         bad = [(name, result) for name, result in zip(names, results, strict=True) if isinstance(result, str)]
@@ -207,6 +215,12 @@ class RolloutActor:
             return str(error)
         await self._outbox.deliver(rolled.group, request.turn)
         return rolled.counts
+
+    async def _side_by_side(self, jobs: Sequence[Coroutine[Any, Any, T]]) -> list[T | BaseException]:
+        """Results or errors of jobs that share the engine."""
+        if self._lockstep is not None:
+            return await self._lockstep.together(jobs)
+        return await asyncio.gather(*jobs, return_exceptions=True)
 
     async def pass_rates(self, requests: list[RolloutRequest]) -> list[float | str]:
         """Sample and grade groups without keeping them.
@@ -241,8 +255,8 @@ class RolloutActor:
         Returns:
             The answers, and (prompt_id, reason) of questions that can't be used.
         """
-        results = await asyncio.gather(
-            *(self._worker.answer(prompt, max_response_tokens=max_response_tokens, mode=mode) for prompt in prompts), return_exceptions=True
+        results = await self._side_by_side(
+            [self._worker.answer(prompt, max_response_tokens=max_response_tokens, mode=mode) for prompt in prompts]
         )
         answers: list[EvaluatedAnswer] = []
         bad: list[tuple[str, str]] = []

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from ray.actor import ActorHandle
 
+from actors.worker import RolloutRequest
 from algorithms.rethinking import RethinkingCounts
 from cluster.admission import Admission
 from cluster.bad_rows import BadRows
@@ -26,7 +27,7 @@ from cluster.replica import ReplicaLostError
 from cluster.transport import WeightTransport
 from cluster.waiting import answer_within
 from conf.schema import Config
-from conf.sizes import batch_size
+from conf.sizes import batch_size, in_lockstep
 from learner.group import LearnerGroup
 
 StepHook = Callable[[int, dict[str, float]], Awaitable[None]]
@@ -91,7 +92,7 @@ class Controller:
             accepted=self.ledger.settled,
         )
         async with asyncio.TaskGroup() as tasks:
-            producing = tasks.create_task(self._produce(tasks))
+            producing = tasks.create_task(self._produce_in_lockstep() if in_lockstep(self.config) else self._produce(tasks))
             await self._consume()
             producing.cancel()
             for call in self._calls:
@@ -101,13 +102,22 @@ class Controller:
         """Consumes prompts, produces rollout calls; waits for admission, unblocked by a new version in service."""
         while True:
             admitted = await self._admission.admit(self.config.rollout.prompts_per_call)
-            call = tasks.create_task(self._roll_out(admitted))
+            call = tasks.create_task(self._roll_out([self.ledger.issue() for _ in range(admitted)]))
             self._calls.add(call)
             call.add_done_callback(self._calls.discard)
 
-    async def _roll_out(self, num_prompts: int) -> None:
-        """Consumes admitted prompts, produces groups in replay; waits for one replica. A lost one's are issued again."""
-        requests = [self.ledger.issue() for _ in range(num_prompts)]
+    async def _produce_in_lockstep(self) -> None:
+        """The same for the synchronous mode: one call a replica for the whole step, so that engines compute the same batches each time."""
+        while True:
+            admitted = await self._admission.admit(self.config.algorithm.prompts_per_step)
+            requests = [self.ledger.issue() for _ in range(admitted)]
+            self.fleet.must_have_replicas()
+            share = -(-admitted // len(self.fleet.replicas))
+            await asyncio.gather(*(self._roll_out(requests[start : start + share]) for start in range(0, admitted, share)))
+
+    async def _roll_out(self, requests: list[RolloutRequest]) -> None:
+        """Consumes requests, produces groups in replay; waits for one replica. A lost one's are issued again."""
+        num_prompts = len(requests)
         try:
             receipt = await self.fleet.rollout(requests)
         except ReplicaLostError:
@@ -134,7 +144,8 @@ class Controller:
             updated = time.monotonic()
             synced = await self.transport.deliver(self.version + 1)
             self.step += 1
-            self._admission.publish(self.version)
+            if not in_lockstep(self.config):
+                self._admission.publish(self.version)
             end = time.monotonic()
             metrics = {
                 **sampled,
@@ -151,6 +162,7 @@ class Controller:
             }
             self.rethinking = RethinkingCounts()
             await self.after_step(self.step, metrics)
+            self._admission.publish(self.version)  # only now in lockstep, so that no evaluation shares the engines with rollouts
 
     async def _sample(self) -> tuple[dict[str, float], list]:
         """The step's statistics and one reference a learner rank."""

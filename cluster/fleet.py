@@ -27,6 +27,7 @@ from cluster.replica import BusyClock, Replica, ReplicaLostError
 from cluster.waiting import answer_within
 from conf.resources import rollout_bundle
 from conf.schema import Config, EvaluationMode
+from conf.sizes import in_lockstep
 from weights.manifest import Shipment
 
 logger = logging.getLogger(__name__)
@@ -193,7 +194,10 @@ class RolloutFleet:
         Raises:
             NoReplicaError: when the last replica was lost.
         """
-        chunks = [list(prompts[i : i + EVALUATION_CHUNK]) for i in range(0, len(prompts), EVALUATION_CHUNK)]
+        # Two calls at a time on each replica, so that its engine never waits for the next chunk; in lockstep one that fills the engine.
+        lockstep = in_lockstep(self.config)
+        size, calls = (max(EVALUATION_CHUNK, self.config.rollout.max_concurrent_sequences), 1) if lockstep else (EVALUATION_CHUNK, 2)
+        chunks = [list(prompts[i : i + size]) for i in range(0, len(prompts), size)]
         results: list[Any] = [None] * len(chunks)
         waiting = deque(range(len(chunks)))
 
@@ -210,8 +214,7 @@ class RolloutFleet:
 
         while waiting:
             self.must_have_replicas()
-            # two calls at a time on each replica, so that its engine never waits for the next chunk
-            await asyncio.gather(*(work(replica) for replica in self.replicas for _ in range(2)))
+            await asyncio.gather(*(work(replica) for replica in self.replicas for _ in range(calls)))
         return [a for answers, _ in results for a in answers], [b for _, bad in results for b in bad]
 
     async def grade_counts(self) -> dict[str, int]:

@@ -166,6 +166,8 @@ def _rollout(config: Config, at: Speaker) -> Iterator[str]:
     rollout, algorithm = config.rollout, config.algorithm
     if rollout.prompts_per_call > algorithm.prompts_per_step:
         yield f"{at('rollout.prompts_per_call')} is above {at('algorithm.prompts_per_step')}: a call would never be full."
+    if rollout.lockstep and algorithm.max_staleness > 0:
+        yield f"{at('rollout.lockstep')} needs algorithm.max_staleness = 0: with {at('algorithm.max_staleness')} steps overlap."
     if rollout.max_concurrent_sequences < algorithm.samples_per_prompt:
         yield (
             f"{at('rollout.max_concurrent_sequences')} is below {at('algorithm.samples_per_prompt')}: the samples of one prompt could not"

@@ -105,6 +105,7 @@ class RolloutConfig:
     kv_cache_bytes: int = 268435456  # on CPU
     gpu_memory_utilization: float = 0.9  # on GPU
     prompts_per_call: int = 16  # prompts handed to a rollout actor at once
+    lockstep: bool | None = None  # a step's prompts go to the engines together, so that runs repeat exactly; null: if max_staleness is 0
     timeout_s: float = 600.0  # for one call
     start_timeout_s: float = 300.0  # for a place on the cluster and the engine's start
 

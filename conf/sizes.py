@@ -54,3 +54,16 @@ def total_updates(config: Config) -> int:
         Steps times updates of a step, the length of the learning-rate schedule.
     """
     return config.run.num_steps * config.algorithm.updates_per_step
+
+
+def in_lockstep(config: Config) -> bool:
+    """Tell whether a step's prompts go to the engines together and in order, in rounds.
+
+    Args:
+        config: of a run.
+
+    Returns:
+        rollout.lockstep; unless it is set, whether the run is synchronous.
+    """
+    lockstep = config.rollout.lockstep
+    return config.algorithm.max_staleness == 0 if lockstep is None else lockstep

@@ -9,7 +9,7 @@ import asyncio
 import gc
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from actors.engine.errors import EngineError, PromptRefusedError, refusals
 from actors.engine.processes import child_processes, end_processes, vllm_processes_since
 from actors.engine.requests import Completion, completion, engine_prompt, sampling_limits, spread_seed
 from actors.engine.settings import engine_arguments, set_environment
+from actors.engine.together import admit, final_output
 from actors.engine.updates import UpdateReceipt, WeightUpdater
 from conf.schema import Device, ModelConfig, RolloutConfig
 from weights.manifest import WeightUpdateError
@@ -168,11 +169,71 @@ class RolloutEngine:
             PromptRefusedError: for a prompt that is expanded already, too long, or has no image for a pad.
             EngineError: when the engine died or did not answer in time.
         """
+        limits = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "max_tokens": max_tokens, "stop_token_ids": stop_token_ids}
+        request_id = request_id or uuid.uuid4().hex
+        request = self._request(prompt_token_ids, images, image_hashes, n=n, seed=seed, allowed_token_ids=allowed_token_ids, **limits)
+        return self._completions(await self._run(*request, request_id, timeout_s), n, request_id)
+
+    async def generate_together(self, requests: Sequence[dict[str, Any]], *, forget: bool) -> list[Coroutine[Any, Any, list[Completion]]]:
+        """Hand over several prompts, which enter the engine in one of its steps.
+
+        Args:
+            requests: the arguments of generate, with a request_id each, in the order in which the engine is to meet them.
+            forget: drop what is cached of former requests, so that the answers don't depend on them.
+
+        Returns:
+            For each what generate would be; to be awaited by whoever asked for it.
+
+        Raises:
+            EngineError: when the engine died or did not answer in time.
+        """
+        engine, built = self._ready(), []
+        for request in requests:
+            settings = dict(request)
+            request_id = str(settings.pop("request_id"))
+            try:
+                built.append((*self._request(**settings), request_id))
+            except PromptRefusedError as refusal:
+                built.append(refusal)
+        async with self._updater().held(self._rollout.timeout_s, forget=forget):
+            queues = await admit(engine, built, name=self._name)
+        return [
+            self._follow(engine, queue, int(request["n"]), str(request["request_id"]))
+            for queue, request in zip(queues, requests, strict=True)
+        ]
+
+    async def _follow(self, engine: Any, queue: Any, n: int, request_id: str) -> list[Completion]:
+        """One admitted request to its completions."""
+        if isinstance(queue, BaseException):
+            raise queue
+        try:
+            async with asyncio.timeout(self._rollout.timeout_s):
+                with refusals(self._name, f"request {request_id}"):
+                    output = await final_output(engine, queue)
+        except TimeoutError as error:
+            raise EngineError(f"{self._name} did not answer request {request_id} within {self._rollout.timeout_s:.0f} s") from error
+        return self._completions(output, n, request_id)
+
+    def _request(
+        self,
+        prompt_token_ids: NDArray[np.int32] | Sequence[int],
+        images: Sequence[Image],
+        image_hashes: Sequence[str],
+        *,
+        n: int,
+        temperature: float,
+        seed: int | None,
+        max_tokens: int,
+        top_p: float = 1.0,
+        top_k: int = -1,
+        allowed_token_ids: Sequence[int] | None = None,
+        stop_token_ids: Sequence[int] = (),
+    ) -> tuple[dict[str, Any], Any]:
+        """vLLM's form of a request; see generate."""
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-        request_id = request_id or uuid.uuid4().hex
         prompt = engine_prompt(prompt_token_ids, images, image_hashes, self._image_token_id)
-        with refusals(self._name, f"request {request_id}"):
+        with refusals(self._name, "a request"):
             params = SamplingParams(
                 n=n,
                 temperature=temperature,
@@ -187,7 +248,10 @@ class RolloutEngine:
                 detokenize=False,  # decoded once at the end instead of token by token
                 output_kind=RequestOutputKind.FINAL_ONLY,  # anything else loses completions when n > 1
             )
-        output = await self._run(prompt, params, request_id, timeout_s)
+        return prompt, params
+
+    def _completions(self, output: Any, n: int, request_id: str) -> list[Completion]:
+        """What vLLM answered, in our form."""
         if len(output.outputs) != n:
             raise EngineError(f"{self._name} returned {len(output.outputs)} of {n} responses to request {request_id}")
         # With n > 1 vLLM counts the cached tokens of the last response only, which is of no use to anybody.

@@ -6,6 +6,8 @@ Owns which policy version an engine serves and whether its weights are whole. Mu
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +61,24 @@ class WeightUpdater:
         """
         await self._step("set its version", self._engine.update_weight_version(str(version)), _now() + timeout_s)
         self.version = version
+
+    @asynccontextmanager
+    async def held(self, timeout_s: float, *, forget: bool) -> AsyncIterator[None]:
+        """Keep the engine from stepping while requests are handed to it.
+
+        Args:
+            timeout_s: to pause, and to resume.
+            forget: also drop what is cached of former requests.
+
+        Raises:
+            EngineError: when it did not pause or resume.
+        """
+        async with self._lock:
+            await self._step("pause", self._engine.pause_generation(mode="keep", clear_cache=forget), _now() + timeout_s)
+            try:
+                yield
+            finally:
+                await self._step("resume", self._engine.resume_generation(), _now() + timeout_s)
 
     async def apply(self, update: StagedUpdate, timeout_s: float) -> UpdateReceipt:
         """Verify a staged update, load it, and have the engine say what it holds.
