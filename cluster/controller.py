@@ -174,6 +174,7 @@ class Controller:
             policy_version=self.version,
             num_groups=algorithm.prompts_per_step,
             max_staleness=algorithm.max_staleness,
+            request_id=f"step {self.step + 1}",  # a replay actor that died with the answer gives the same again
         )
         waited_for = f"the replay actor to draw step {self.step + 1}"
         return await answer_within(stats, self.config.replay.timeout_s + REPLAY_GRACE_S, waited_for), shards

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from conf.schema import ReplayConfig
 from replay.archive import TrajectoryArchive
+from replay.batches import Sample
 from replay.buffer import ReplayBuffer
 from replay.durable import DurableReplay
 from replay.groups import InsertReceipt
@@ -121,6 +122,7 @@ class ReplayActor:
         num_groups: int = 0,
         max_staleness: int | None = None,
         timeout_s: float | None = None,
+        request_id: str | None = None,
     ) -> tuple[dict[str, float] | pa.Table, ...]:
         """Wait for what the draws need, then draw; see ReplayBuffer.sample.
 
@@ -135,6 +137,7 @@ class ReplayActor:
             num_groups: fresh groups to wait for and consume; 0: wait for rows that can be drawn without.
             max_staleness: in versions; older groups are counted and not drawn.
             timeout_s: how long to wait; None: ``replay.timeout_s``.
+            request_id: with a journal, a draw that is asked for again under the id of the last one gives the same again.
 
         Returns:
             The statistics, then D tables of SAMPLE_SCHEMA.
@@ -142,26 +145,37 @@ class ReplayActor:
         Raises:
             TimeoutError: when the groups or rows don't come in time; nothing is consumed.
         """
-        deadline_s = self._config.timeout_s if timeout_s is None else timeout_s
-        num_rows = batch_size * num_updates
-        if self._buffer.ratio.never(samples=num_rows):
-            raise ValueError(f"{num_rows} draws at once are more than the error budget can ever let out: {self._buffer.ratio}")
-        async with self._gate(num_rows, num_groups, deadline_s):
-            sample = self._replay.sample(
-                num_updates=num_updates,
-                batch_size=batch_size,
-                num_shards=num_shards,
-                policy_version=policy_version,
-                num_groups=num_groups,
-                max_staleness=max_staleness,
-            )
-            self._stats = self._buffer.stats()
+        replay = self._replay
+        sample = replay.answered(request_id) if isinstance(replay, DurableReplay) else None
+        if sample is None:
+            request = {
+                "num_updates": num_updates,
+                "batch_size": batch_size,
+                "num_shards": num_shards,
+                "policy_version": policy_version,
+                "num_groups": num_groups,
+                "max_staleness": max_staleness,
+            }
+            sample = await self._draw(request, self._config.timeout_s if timeout_s is None else timeout_s, request_id)
         if self._archive is not None and sample.consumed and policy_version is not None:
             try:
                 await asyncio.to_thread(self._archive.write, policy_version, sample.consumed)
             except OSError as error:  # a full disk must not cost the rows that were just consumed
                 logger.warning("the trajectories of step %d are not in the archive: %s", policy_version + 1, error)
         return (sample.stats, *sample.shards)
+
+    async def _draw(self, request: dict[str, Any], timeout_s: float, request_id: str | None) -> Sample:
+        """Wait for what the draws need, then draw."""
+        num_rows, num_groups = request["batch_size"] * request["num_updates"], request["num_groups"]
+        if self._buffer.ratio.never(samples=num_rows):
+            raise ValueError(f"{num_rows} draws at once are more than the error budget can ever let out: {self._buffer.ratio}")
+        async with self._gate(num_rows, num_groups, timeout_s):
+            if isinstance(self._replay, DurableReplay):
+                sample = self._replay.sample(request_id=request_id, **request)
+            else:
+                sample = self._replay.sample(**request)
+            self._stats = self._buffer.stats()
+        return sample
 
     def _read(self, folder: str, strict: bool) -> Saved:
         if not is_journal(folder):

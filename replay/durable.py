@@ -23,6 +23,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from conf.schema import ReplayConfig
+from replay.again import LastDraw
 from replay.batches import Sample
 from replay.groups import InsertReceipt
 from replay.journal import SegmentWriter, segment_numbers, segment_path, sync_folder
@@ -54,6 +55,7 @@ class DurableReplay:
         self._draw_log = xxhash.xxh3_64()  # of all draws of the segment
         recovered = Recovery(config, seed=seed, folder=self._folder, strict=strict)
         self.problems, self.buffer = recovered.problems, recovered.buffer
+        self._last = recovered.last  # what was answered last, until the next draw
         self._number = recovered.last_segment
         self._writer = self._open_segment(self._number + 1, recovered.sequence)
 
@@ -82,15 +84,32 @@ class DurableReplay:
         self._append("insert", meta, [admitted.encoded, *(admitted.images[name] for name in pictures)])
         return self.buffer.add(admitted)
 
-    def sample(self, **request: Any) -> Sample:
+    def sample(self, *, request_id: str | None = None, **request: Any) -> Sample:
         """See ReplayBuffer.sample.
+
+        Args:
+            request_id: a draw with the id of the last one changes nothing and is answered as that one was, also by a later process.
+            **request: of ReplayBuffer.sample.
 
         Raises:
             OSError: when the journal can't be written; nothing is consumed.
         """
+        if (answered := self.answered(request_id)) is not None:
+            return answered
         request = self.buffer.check_request(**request)
-        self._append("sample", {"request": request, "through_turn": self.buffer.next_turn + request["num_groups"]})
-        return self._note(self.buffer.sample(**request))
+        end = self.buffer.next_turn + request["num_groups"]
+        self._append("sample", {"request": request, "through_turn": end, "request_id": request_id})
+        sample = self._note(self.buffer.sample(**request))
+        self._last = None if request_id is None else LastDraw(request_id=request_id, sample=sample)
+        return sample
+
+    def answered(self, request_id: str | None) -> Sample | None:
+        """What a draw of this id was answered, if it was the last one.
+
+        Args:
+            request_id: of the draw; None: it has none.
+        """
+        return self._last.sample if self._last is not None and self._last.request_id == request_id else None
 
     def update_priorities(self, keys: NDArray[np.int64], priorities: NDArray[np.floating]) -> int:
         """See ReplayBuffer.update_priorities.
@@ -110,6 +129,7 @@ class DurableReplay:
             OSError: when the new base can't be written; the buffer has changed, and the journal still leads to what was before.
         """
         self.buffer.load(saved)
+        self._last = None
         self.finish_compaction(*self.begin_compaction())
 
     def begin_compaction(self) -> tuple[int, Saved]:
@@ -122,6 +142,8 @@ class DurableReplay:
         self._writer.close()
         self._number = self._number + 1
         self._writer = self._open_segment(self._number + 1, self._writer.sequence)
+        if self._last is not None:  # the base is behind it, and whoever asked may not have its answer yet
+            self._append("drawn", *self._last.encoded())
         return self._number + 1, saved
 
     def finish_compaction(self, number: int, saved: Saved) -> None:

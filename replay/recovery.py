@@ -15,6 +15,7 @@ import xxhash
 
 from algorithms.schema import TRAJECTORY_SCHEMA
 from conf.schema import ReplayConfig, ReplayMode, ReplayRemover
+from replay.again import LastDraw
 from replay.buffer import ReplayBuffer
 from replay.journal import JournalError, Record, read_segment, segment_numbers, segment_path
 from replay.snapshot import STATE_FILE, Saved, read_snapshot
@@ -46,6 +47,7 @@ class Recovery:
         self._strict = strict
         self._draw_log = xxhash.xxh3_64()  # of all draws of the segment
         self.problems: list[str] = []
+        self.last: LastDraw | None = None  # the last draw, if it had an id
         self.buffer = ReplayBuffer(config, seed=seed)
         self.last_segment, self.sequence = self._read()
 
@@ -112,8 +114,12 @@ class Recovery:
             elif meta["kind"] == "sample" and damaged:
                 buffer.consume(through_turn=meta["through_turn"], policy_version=meta["request"]["policy_version"])
             elif meta["kind"] == "sample":
-                keys = buffer.sample(**meta["request"]).keys
-                self._draw_log.update(np.ascontiguousarray(keys).tobytes())
+                sample = buffer.sample(**meta["request"])
+                self._draw_log.update(np.ascontiguousarray(sample.keys).tobytes())
+                request_id = meta.get("request_id")
+                self.last = None if request_id is None else LastDraw(request_id=request_id, sample=sample)
+            elif meta["kind"] == "drawn":
+                self.last = LastDraw.decoded(meta, record.body)
             elif meta["kind"] == "priorities":
                 rows = pa.ipc.read_record_batch(pa.py_buffer(record.body), PRIORITIES_SCHEMA)
                 buffer.update_priorities(rows.column("key").to_numpy(), rows.column("priority").to_numpy())

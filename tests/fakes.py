@@ -206,7 +206,7 @@ class LocalReplay:
         """The draw, and the rank's rows, which nobody reads."""
         return self._sample(**request), "rows"
 
-    async def _sample(self, **request: int) -> dict[str, float]:
+    async def _sample(self, *, request_id: str, **request: int) -> dict[str, float]:
         async with self.limiter.fresh_groups(request["num_groups"], timeout_s=self._timeout_s):
             drawn = self.buffer.sample(**request)
         for rows in drawn.consumed:

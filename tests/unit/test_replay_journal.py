@@ -406,3 +406,42 @@ def test_nothing_acknowledged_is_lost_or_doubled_by_kill_9_at_random_moments(tmp
 
 def test_the_limit_of_a_file_is_restored():
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY  # the full disk was another process's
+
+
+# -- a draw that is asked for again ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["fresh", "episode", "none"])
+@pytest.mark.parametrize("between", ["nothing", "restart", "compaction and restart", "inserts and restart"])
+def test_a_draw_whose_answer_was_lost_is_given_again(tmp_path, mode, between):
+    replay = open_replay(tmp_path, mode)
+    for turn in range(2):
+        replay.insert(batch_of(*(make_group(f"p{turn}{i}", rewards=[1, 0], version=turn) for i in range(4))))
+    request = {"batch_size": 4, "num_updates": 2, "num_shards": 2, "policy_version": 1, "num_groups": 4}
+    drawn = replay.sample(**request, request_id="step 1")
+    if "compaction" in between:
+        replay.finish_compaction(*replay.begin_compaction())
+    if "inserts" in between:
+        replay.insert(batch_of(make_group("later", rewards=[1, 0])))
+    if "restart" in between:
+        replay.close()
+        replay = open_replay(tmp_path, mode)
+    consumed = replay.buffer.stats()["consumed_groups"]
+    again = replay.sample(**request, request_id="step 1")
+    assert same(again, drawn) and again.stats == drawn.stats and replay.buffer.stats()["consumed_groups"] == consumed == 4
+    other = replay.sample(**request, request_id="step 2")
+    assert replay.buffer.stats()["consumed_groups"] == 8 and replay.answered("step 1") is None and not same(other, drawn)
+
+
+def test_a_restored_snapshot_forgets_the_last_draw(tmp_path):
+    replay = open_replay(tmp_path / "journal")
+    replay.insert(batch_of(make_group("p0", rewards=[1, 0]), make_group("p1", rewards=[1, 0])))
+    before = replay.buffer.capture()
+    request = {"batch_size": 2, "policy_version": 0, "num_groups": 1}
+    replay.sample(**request, request_id="step 1")
+    replay.load(before)
+    replay.close()
+    replay = open_replay(tmp_path / "journal")
+    assert replay.answered("step 1") is None
+    replay.sample(**request, request_id="step 1")
+    assert replay.buffer.stats()["consumed_groups"] == 1
