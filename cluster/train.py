@@ -156,7 +156,7 @@ class _Run:
         bad_rows = BadRows(max_fraction=config.data.max_bad_fraction)
         bad_rows.report(((row.row_id, row.reason) for row in train_data.bad_rows), handed_out=train_data.num_selected)
         shutil.rmtree(self.folder.journal, ignore_errors=True)  # of a former process, whose state is in the checkpoint or not at all
-        # With a journal Ray may start it again: it goes on where it was, and calls that were under way are made again, which changes nothing.
+        # With a journal Ray may start it again: it goes on where it was, and calls that were under way are made again.
         retries = -1 if config.replay.journal else 0
         self.replay = ReplayActor.options(
             name=f"{config.run.name}/replay{number or ''}", max_restarts=retries, max_task_retries=retries
