@@ -17,7 +17,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup quickstart test study-async study-rethinking check docs lock clean
+.PHONY: help setup quickstart test chaos study-async study-rethinking check docs lock clean
 .DEFAULT_GOAL := help
 
 help: ## Print this list
@@ -30,6 +30,9 @@ quickstart: setup ## Train a tiny model with the whole system on two CPU cores
 
 test: setup check ## Check and run the tests, unit first
 	$(BIN)/python -m pytest tests/unit tests/integration
+
+chaos: setup ## Kill every role of one long run again and again, count what was lost; CHAOS="--seed 2 --faults 40 --only replay"
+	$(BIN)/python -m tests.chaos $(CHAOS)
 
 study-async: setup ## Accuracy against staleness, corrections on and off, three seeds; goes on where it stopped, for some hours
 	$(BIN)/python -m benchmarks.staleness_study $(STUDY)

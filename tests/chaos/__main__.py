@@ -1,0 +1,143 @@
+"""`make chaos`: faults drawn with a seed, injected one after another into one long run, and what that cost.
+
+    python -m tests.chaos --seed 1 --faults 20 --folder runs/chaos --only "replay actor"
+
+A folder that holds a run is gone on with, so that a long series can be done in slices; the table is over all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.chaos import faults as table_of_faults
+from tests.chaos.accounting import Verdict, judge
+from tests.chaos.cluster import PrivateCluster
+from tests.chaos.faults import FAULTS, STEPS_AFTER, Fault
+from tests.chaos.report import table
+from tests.chaos.run import PROMPTS_PER_STEP, ChaosRun
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a series of faults.
+
+    Args:
+        words: of the command line; None: the process's.
+
+    Returns:
+        0 when every fault was got over and nothing was lost or doubled.
+    """
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--faults", type=int, default=12, help="how many")
+    parser.add_argument("--minutes", type=float, default=60.0, help="begin no fault after so many")
+    parser.add_argument("--folder", type=Path, default=Path("runs/chaos"))
+    parser.add_argument("--only", nargs="*", default=[], help="rows of the table that contain one of these words")
+    arguments = parser.parse_args(words)
+    chosen = [fault for name, fault in FAULTS.items() if not arguments.only or any(word in name for word in arguments.only)]
+    series = draw(chosen, count=arguments.faults, seed=arguments.seed)
+    verdict = inject(series, folder=arguments.folder, seed=arguments.seed, minutes=arguments.minutes)
+    rows = [json.loads(line) for line in (arguments.folder / "faults.jsonl").read_text().splitlines()]
+    print(table(rows, verdict))
+    return 0 if verdict.clean and all(row["recovered"] for row in rows) else 1
+
+
+def draw(chosen: Sequence[Fault], *, count: int, seed: int) -> list[Fault]:
+    """Each fault once, as far as the count goes, then by weight; in an order of their own.
+
+    Args:
+        chosen: rows of the table.
+        count: of faults.
+        seed: of the choice.
+
+    Returns:
+        [count] faults.
+    """
+    rng = random.Random(seed)
+    once = rng.sample(list(chosen), min(count, len(chosen)))
+    series = once + rng.choices(list(chosen), [fault.weight for fault in chosen], k=count - len(once))
+    rng.shuffle(series)
+    return series
+
+
+def inject(series: Sequence[Fault], *, folder: Path, seed: int, minutes: float = 60.0) -> Verdict:
+    """Hurt one run again and again, and see it get over each fault before the next.
+
+    Args:
+        series: of faults.
+        folder: of the run; what it holds is gone on with.
+        seed: of what each fault hits.
+        minutes: after which no further fault begins.
+
+    Returns:
+        What was lost and doubled over the whole run.
+    """
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    end, rng = time.monotonic() + 60 * minutes, random.Random(f"{seed}/hits")
+    cluster = PrivateCluster()
+    run = ChaosRun(folder, cluster)
+    try:
+        cluster.start()
+        begin_or_go_on(run)
+        for fault in series:
+            if time.monotonic() > end:
+                break
+            row = suffer(run, fault, rng)
+            with (folder / "faults.jsonl").open("a") as log:
+                log.write(json.dumps(row) + "\n")
+            print(json.dumps(row), flush=True)
+            if not row["recovered"]:
+                break
+        run.stop()
+    finally:
+        run.save()
+        cluster.close()
+    return judge(run.run_folder, run.acknowledged, prompts_per_step=PROMPTS_PER_STEP)
+
+
+def begin_or_go_on(run: ChaosRun) -> None:
+    """Start the run, or go on with the one of an earlier series."""
+    if run.checkpoint_step:
+        run.load()
+        run.acknowledged.driver_resumed(run.checkpoint_step * PROMPTS_PER_STEP)
+        run.start(resume=True)
+    else:
+        run.start()
+
+
+def suffer(run: ChaosRun, fault: Fault, rng: random.Random) -> dict[str, object]:
+    """Inject one fault and wait until the run is whole and has gone on.
+
+    Args:
+        run: to hurt.
+        fault: to inject.
+        rng: chooses what is hit, and when.
+
+    Returns:
+        The fault's row, JSON-able.
+    """
+    time.sleep(rng.uniform(0.0, 2.0))  # so that faults fall into all parts of a step
+    begin, step = time.monotonic(), run.steps_done
+    row: dict[str, object] = {"fault": fault.name, "step": step, "recovered": False, "seconds": None, "hit": ""}
+    try:
+        injection = fault.inject(run, rng)
+        row["hit"] = injection.hit
+        if fault.ends_driver:
+            run.resume_driver()
+            step = run.checkpoint_step
+        run.wait(lambda: injection.whole() and run.steps_done >= step + STEPS_AFTER, fault.timeout_s, f"recovery from {fault.name}")
+    except (TimeoutError, RuntimeError, AssertionError) as failure:
+        row["failure"] = str(failure)[-2000:]
+        return row
+    return row | {"recovered": True, "seconds": round(time.monotonic() - begin, 1)}
+
+
+if __name__ == "__main__":
+    assert table_of_faults.FAULTS
+    sys.exit(main())

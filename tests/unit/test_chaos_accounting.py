@@ -1,0 +1,78 @@
+"""The count of the chaos runs: it must see a lost, a changed and a doubled trajectory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from algorithms.schema import to_record_batch
+from conf.schema import ReplayConfig, ReplayMode
+from replay.archive import TrajectoryArchive
+from replay.durable import DurableReplay
+from tests.chaos.accounting import Acknowledged, judge
+from tests.fakes import make_group
+
+PER_STEP = 2
+
+
+@pytest.fixture
+def run(tmp_path: Path):
+    """Two steps of two groups, and a group that waits for the third."""
+    replay = DurableReplay(ReplayConfig(mode=ReplayMode.none), seed=0, folder=tmp_path / "journal")
+    archive = TrajectoryArchive(tmp_path / "trajectories")
+    rows = []
+    for turn in range(5):
+        group = make_group(f"p{turn}", rewards=[1, 0])
+        replay.insert(to_record_batch(group.trajectories), {group.group_id: turn})
+    for step in range(2):
+        archive.write(step, replay.sample(batch_size=4, policy_version=step, num_groups=PER_STEP).consumed)
+        rows.append(json.dumps({"step": step + 1}))
+    (tmp_path / "metrics.jsonl").write_text("\n".join(rows))
+    acknowledged = Acknowledged()
+    acknowledged.read_journal(tmp_path / "journal")
+    return tmp_path, acknowledged, archive
+
+
+def test_a_clean_run(run):
+    folder, acknowledged, _ = run
+    verdict = judge(folder, acknowledged, prompts_per_step=PER_STEP)
+    assert verdict.clean and (verdict.steps, verdict.acknowledged, verdict.consumed, verdict.waiting) == (2, 10, 8, 2)
+
+
+def test_what_was_acknowledged_and_not_consumed_is_lost(run):
+    folder, acknowledged, archive = run
+    archive.write(1, [to_record_batch(make_group("p2", rewards=[1, 0]).trajectories)])  # p3 is missing
+    verdict = judge(folder, acknowledged, prompts_per_step=PER_STEP)
+    assert set(verdict.lost) == {"p3@0/0", "p3@0/1"} and verdict.problems and not verdict.clean
+
+
+def test_other_tokens_than_were_acknowledged_are_a_loss(run):
+    folder, acknowledged, archive = run
+    others = make_group("p3", rewards=[1, 0], response_tokens=7)
+    archive.write(1, [to_record_batch([*make_group("p2", rewards=[1, 0]).trajectories, *others.trajectories])])
+    assert set(judge(folder, acknowledged, prompts_per_step=PER_STEP).lost) == {"p3@0/0", "p3@0/1"}
+
+
+def test_what_two_steps_consume_is_doubled(run):
+    folder, acknowledged, archive = run
+    groups = [make_group(name, rewards=[1, 0]).trajectories for name in ("p0", "p2", "p3")]
+    archive.write(1, [to_record_batch([trajectory for group in groups for trajectory in group])])
+    verdict = judge(folder, acknowledged, prompts_per_step=PER_STEP)
+    assert set(verdict.duplicated) == {"p0@0/0", "p0@0/1"} and not verdict.clean
+
+
+def test_a_step_that_stands_twice_or_not_at_all_is_told(run):
+    folder, acknowledged, _ = run
+    (folder / "metrics.jsonl").write_text('{"step": 2}\n{"step": 2}\n')
+    problems = judge(folder, acknowledged, prompts_per_step=PER_STEP).problems
+    assert any("2 times" in problem for problem in problems) and any("step 1 is missing" in problem for problem in problems)
+
+
+def test_turns_that_a_resumed_driver_does_again_are_not_lost(run):
+    folder, acknowledged, _ = run
+    acknowledged.driver_resumed(2)
+    assert acknowledged.taken_back == 6 and set(acknowledged.groups) == {"p0@0", "p1@0"}
+    acknowledged.write(folder / "kept.json")
+    assert Acknowledged.read(folder / "kept.json") == acknowledged
