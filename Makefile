@@ -17,7 +17,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup quickstart test chaos study-async study-rethinking check docs lock clean
+.PHONY: help setup quickstart test chaos trackers study-async study-rethinking check docs lock clean
 .DEFAULT_GOAL := help
 
 help: ## Print this list
@@ -33,6 +33,12 @@ test: setup check ## Check and run the tests, unit first
 
 chaos: setup ## Kill every role of one long run again and again, count what was lost; CHAOS="--seed 2 --faults 40 --only replay"
 	$(BIN)/python -m tests.chaos $(CHAOS)
+
+trackers: setup build/trackers ## Test Weights & Biases and MLflow, whose packages are put into build/trackers
+	RETHINKER_TRACKERS=build/trackers $(BIN)/python -m pytest tests/integration/test_trackers.py
+
+build/trackers:
+	$(PIP) install --quiet --target $@ "wandb>=0.19" "mlflow>=3.0"
 
 study-async: setup ## Accuracy against staleness, corrections on and off, three seeds; goes on where it stopped, for some hours
 	$(BIN)/python -m benchmarks.staleness_study $(STUDY)

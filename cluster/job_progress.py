@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import os
+import threading
 
 from ray.dashboard.modules.job.common import JOB_ID_METADATA_KEY, JobInfoStorageClient
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
@@ -67,3 +68,38 @@ def tell_job(notes: dict[str, str]) -> None:
     info = json.loads(record)
     info["metadata"] = {**(info.get("metadata") or {}), **notes}
     _internal_kv_put(key, json.dumps(info).encode(), overwrite=True, namespace=NAMESPACE)
+
+
+class JobNotes:
+    """Takes a run's notes and writes them into its job from a thread of its own, so that a silent control store never holds up the run.
+
+    Args:
+        about: notes that go with the first ones.
+    """
+
+    def __init__(self, about: dict[str, str]) -> None:
+        self._waiting = dict(about)
+        self._lock = threading.Lock()
+        self._writer: threading.Thread | None = None
+
+    def __call__(self, notes: dict[str, str]) -> None:
+        """Take notes; what arrives while a write is under way goes with the next one."""
+        if submission_id() is None:
+            return
+        with self._lock:
+            self._waiting |= notes
+            if self._writer is None:
+                self._writer = threading.Thread(target=self._write, name="job notes", daemon=True)
+                self._writer.start()
+
+    def _write(self) -> None:
+        while True:
+            with self._lock:
+                notes, self._waiting = self._waiting, {}
+                if not notes:
+                    self._writer = None
+                    return
+            try:
+                tell_job(notes)
+            except Exception as error:  # notes are a convenience; the run must not end for want of them
+                logger.warning("the job's record was not written: %s", error)

@@ -1,23 +1,25 @@
-"""What a person sees while a run goes on: phases, steps, seconds left. Plain lines, and a status line on a terminal."""
+"""What people and programs see while a run goes on: phases, steps, seconds left. How it is shown is the view's business."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from cluster.views import PlainView, View
 
 
 class Progress:
-    """Prints phases and steps, and keeps each phase's wall seconds.
+    """Tells a view of phases and steps, and keeps each phase's wall seconds.
 
     Args:
-        console: where to; None: standard output.
+        view: shows them; None: plain lines on standard output.
+        note: also takes a phase's name and a step's count, as texts by name; None: nobody does.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(highlight=False, soft_wrap=True)
+    def __init__(self, view: View | None = None, *, note: Callable[[dict[str, str]], None] | None = None) -> None:
+        self._view = view or PlainView()
+        self._note = note or (lambda notes: None)
         self.seconds: dict[str, float] = {}
 
     @contextmanager
@@ -31,24 +33,24 @@ class Progress:
             Nothing.
         """
         begin = time.monotonic()
-        self.say(f"[bold]{name}[/bold] ...")
+        self._note({"phase": name})
         try:
-            with self._console.status(name):
+            with self._view.phase(name):
                 yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begin
-        self.say(f"[bold]{name}[/bold] done in {self.seconds[name]:.1f} s")
+        self._view.phase_done(name, self.seconds[name])
 
     def say(self, text: str) -> None:
-        """Print one line.
+        """Tell something.
 
         Args:
-            text: with rich markup.
+            text: for people.
         """
-        self._console.print(text)
+        self._view.say(text)
 
     def step(self, step: int, num_steps: int, metrics: dict[str, float], *, seconds_left: float) -> None:
-        """Print a training step.
+        """Tell of a training step.
 
         Args:
             step: from 1.
@@ -56,11 +58,8 @@ class Progress:
             metrics: of the step.
             seconds_left: estimate.
         """
-        self.say(
-            f"step {step}/{num_steps}  reward {metrics['reward/mean']:.3f}  accuracy {metrics['accuracy/lenient']:.3f}  "
-            f"effective {metrics['effective_query_ratio']:.2f}  replay {metrics['replay/size']:.0f}  "
-            f"staleness {metrics['staleness/mean']:.1f}  {metrics['time/step_s']:.1f} s/step  {seconds_left:.0f} s left"
-        )
+        self._note({"progress": f"step {step}/{num_steps}, {seconds_left:.0f} s left"})
+        self._view.step(step, num_steps, metrics, seconds_left=seconds_left)
 
 
 class Countdown:

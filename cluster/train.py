@@ -21,6 +21,7 @@ from cluster.controller import Controller
 from cluster.evaluation import held_out_questions, report
 from cluster.fleet import RolloutFleet
 from cluster.guard import CollapseGuard, RunCollapsed
+from cluster.job_progress import JobNotes, job_metadata
 from cluster.ledger import PromptLedger
 from cluster.metrics import MetricSinks, read_metrics
 from cluster.plots import plot_curves
@@ -29,7 +30,9 @@ from cluster.progress import Progress
 from cluster.rethinking_report import analyse, write_report
 from cluster.run_folder import RunFolder, write_atomically, write_json
 from cluster.session import ray_session
+from cluster.trackers import check_trackers, open_sinks
 from cluster.transport import make_transport
+from cluster.views import make_view
 from cluster.waiting import answer_within
 from conf.loading import ConfigError, resolved_yaml
 from conf.schema import Config
@@ -60,7 +63,8 @@ def train(config: Config) -> int:
     Raises:
         ConfigError, DataError, RunFolderError: before any actor is started.
     """
-    progress = Progress()
+    check_trackers(config)
+    progress = Progress(make_view(config.report.terminal), note=JobNotes(job_metadata(config)))
     folder = RunFolder(config.run.dir)
     config = resumed_where_there_is_a_run(folder.config, config)
     opening = {"resume": config.run.resume, "overwrite": config.run.overwrite}
@@ -192,7 +196,7 @@ class _Run:
         self.folder.cut_metrics(step)  # before the file is opened: cutting replaces it
         for row in read_metrics(self.folder.metrics) if step else ():
             self.guard.observe(row)
-        return MetricSinks(jsonl=self.folder.metrics, tensorboard=self.folder.tensorboard, run=self.config.run.name, step=step)
+        return open_sinks(self.config, self.folder, step=step)
 
     async def _evaluate_once(self, name: str) -> None:
         """Evaluate under a name, unless a former process of this run did."""

@@ -149,3 +149,20 @@ class Device(str, Enum):
 
     cpu = "cpu"
     gpu = "gpu"
+
+
+class Terminal(str, Enum):
+    """What a run prints."""
+
+    auto = "auto"  # live on a terminal, else plain
+    live = "live"  # a view that is drawn again in its place
+    plain = "plain"  # a line for each phase and step
+    json = "json"  # the same as one JSON object a line
+
+
+class Tracker(str, Enum):
+    """Where step metrics go besides metrics.jsonl and Ray's own metrics."""
+
+    tensorboard = "tensorboard"
+    wandb = "wandb"  # Weights & Biases, of the extra [wandb]
+    mlflow = "mlflow"  # of the extra [mlflow]

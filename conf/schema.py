@@ -28,6 +28,8 @@ from conf.choices import (
     ReplayMode,
     ReplayRemover,
     RethinkingVariant,
+    Terminal,
+    Tracker,
 )
 
 
@@ -279,6 +281,16 @@ class ColdstartConfig:
 
 
 @dataclass(frozen=True)
+class ReportConfig:
+    """Where a run tells how it goes (docs/monitoring.md)."""
+
+    terminal: Terminal = Terminal.auto  # what is printed
+    trackers: list[Tracker] = field(default_factory=lambda: [Tracker.tensorboard])  # any of tensorboard, wandb, mlflow
+    project: str = "rethinker"  # that the run belongs to at Weights & Biases; the experiment's name in MLflow
+    mlflow_uri: str = ""  # of MLflow's server or store; empty: MLFLOW_TRACKING_URI, else a store in the run folder
+
+
+@dataclass(frozen=True)
 class ClusterConfig:
     """The Ray cluster."""
 
@@ -310,4 +322,5 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     coldstart: ColdstartConfig = field(default_factory=ColdstartConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

@@ -15,7 +15,7 @@ import pytest
 import ray
 import yaml
 
-from cluster.metrics import MetricSinks, read_metrics
+from cluster.metrics import MetricSinks, RayMetrics, read_metrics
 from tests.integration.conftest import ROOT, free_port
 
 FOLDER = ROOT / "cluster/grafana"
@@ -46,7 +46,7 @@ def prometheus(asynchronous_run, tmp_path_factory):
         stderr=subprocess.DEVNULL,
     )
     try:
-        with MetricSinks(jsonl=folder / "metrics.jsonl", tensorboard=folder / "events", run="board") as sinks:
+        with MetricSinks([RayMetrics("board")]) as sinks:
             for row in rows:  # a step every few seconds, as in a run
                 sinks.write(int(row.pop("step")), row)
                 time.sleep(2.0)

@@ -8,7 +8,7 @@ import urllib.request
 import pytest
 import ray
 
-from cluster.metrics import MetricSinks, prometheus_name
+from cluster.metrics import MetricSinks, RayMetrics, prometheus_name
 
 STEP = {"reward/mean": 0.375, "kl/behavior_proximal": 0.0, "staleness/max": 2.0}
 DEADLINE_S = 60.0
@@ -24,7 +24,7 @@ def endpoint():
 
 def test_every_step_metric_is_on_ray_s_endpoint(endpoint, tmp_path):
     wanted = {f"ray_{prometheus_name(name)}{{": value for name, value in STEP.items()}
-    with MetricSinks(jsonl=tmp_path / "metrics.jsonl", tensorboard=tmp_path / "events", run="dashboard") as sinks:
+    with MetricSinks([RayMetrics("dashboard")]) as sinks:
         sinks.write(1, STEP)
         deadline = time.monotonic() + DEADLINE_S
         found: dict[str, float] = {}

@@ -10,9 +10,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from actors.answers import EvaluatedAnswer
 from cluster import metrics as metrics_module
 from cluster.evaluation import held_out_questions, report
-from cluster.metrics import MetricSinks, prometheus_name, read_metrics
+from cluster.metrics import JsonLines, MetricSinks, RayMetrics, TensorBoard, prometheus_name, read_metrics
 from cluster.plots import plot_curves
 from cluster.progress import Progress
+from cluster.views import PlainView
 from tests.fakes import FakeGauges, FakePrompts
 
 STEP = {
@@ -33,7 +34,7 @@ def gauges(monkeypatch):
 
 
 def sinks(folder, **settings):
-    return MetricSinks(jsonl=folder / "metrics.jsonl", tensorboard=folder / "events", run="r", **settings)
+    return MetricSinks([JsonLines(folder / "metrics.jsonl"), TensorBoard(folder / "events", **settings), RayMetrics("r")])
 
 
 def test_a_step_is_in_all_three_places_under_one_name(tmp_path, gauges):
@@ -96,7 +97,7 @@ def test_held_out_questions_are_the_same_for_every_run():
 
 def test_progress_shows_phases_and_steps_and_keeps_their_seconds():
     text = io.StringIO()
-    progress = Progress(Console(file=text, highlight=False, soft_wrap=True))
+    progress = Progress(PlainView(Console(file=text, highlight=False, soft_wrap=True)))
     with progress.phase("training"):
         progress.step(3, 60, STEP, seconds_left=114.0)
     assert set(progress.seconds) == {"training"}
@@ -108,7 +109,7 @@ def test_progress_shows_phases_and_steps_and_keeps_their_seconds():
 
 def test_a_failed_phase_is_not_told_as_done():
     text = io.StringIO()
-    progress = Progress(Console(file=text))
+    progress = Progress(PlainView(Console(file=text)))
     with pytest.raises(ValueError, match="no"), progress.phase("training"):
         raise ValueError("no")
     assert "done" not in text.getvalue() and "training" in progress.seconds
