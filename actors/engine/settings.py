@@ -61,6 +61,7 @@ def set_environment(device: Device, *, rollout: RolloutConfig, local_model: bool
     os.environ.update(_platform(device, rollout).environment)
     os.environ["OMP_NUM_THREADS"] = str(rollout.threads)
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    os.environ["JOBLIB_MULTIPROCESSING"] = "0"  # importing it would make a semaphore in shared memory that a killed process leaves there
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     if local_model:
         os.environ["HF_HUB_OFFLINE"] = "1"
