@@ -30,6 +30,18 @@ class BadRows:
         """Distinct bad rows."""
         return len(self._reasons)
 
+    def state(self) -> dict[str, str]:
+        """What a checkpoint keeps: the reason of each bad row."""
+        return dict(self._reasons)
+
+    def restore(self, state: dict[str, str]) -> None:
+        """Go on from a checkpoint; rows that were found bad since stay so.
+
+        Args:
+            state: of a run over the same data.
+        """
+        self._reasons = {**state, **self._reasons}
+
     def report(self, rows: Iterable[tuple[str, str]], *, handed_out: int) -> None:
         """Log and count bad rows.
 

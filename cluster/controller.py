@@ -14,6 +14,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from ray.actor import ActorHandle
 
@@ -22,13 +23,13 @@ from algorithms.rethinking import RethinkingCounts
 from cluster.admission import Admission
 from cluster.bad_rows import BadRows
 from cluster.fleet import RolloutFleet
+from cluster.lasting_learner import LastingLearner
 from cluster.ledger import PromptLedger
 from cluster.replica import ReplicaLostError
 from cluster.transport import WeightTransport
 from cluster.waiting import answer_within
 from conf.schema import Config
 from conf.sizes import batch_size, in_lockstep
-from learner.group import LearnerGroup
 
 StepHook = Callable[[int, dict[str, float]], Awaitable[None]]
 
@@ -56,7 +57,7 @@ class Controller:
     ledger: PromptLedger
     fleet: RolloutFleet
     replay: ActorHandle
-    learner: LearnerGroup
+    learner: LastingLearner
     transport: WeightTransport
     bad_rows: BadRows
     after_step: StepHook
@@ -97,6 +98,32 @@ class Controller:
             producing.cancel()
             for call in self._calls:
                 call.cancel()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the clock, between two steps.
+
+        Returns:
+            JSON-able.
+        """
+        return {
+            "step": self.step,
+            "generated_tokens": self.generated_tokens,
+            "handed_out": self._handed_out,
+            "bad_rows": self.bad_rows.state(),
+            "ledger": self.ledger.state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint.
+
+        Args:
+            state: of a controller over the same data and seed.
+        """
+        self.step = state["step"]
+        self.generated_tokens = state["generated_tokens"]
+        self._handed_out = state["handed_out"]
+        self.bad_rows.restore(state["bad_rows"])
+        self.ledger.restore(state["ledger"])
 
     async def _produce(self, tasks: asyncio.TaskGroup) -> None:
         """Consumes prompts, produces rollout calls; waits for admission, unblocked by a new version in service."""
@@ -142,7 +169,7 @@ class Controller:
             drawn = time.monotonic()
             trained = await self.learner.update(shards, step=self.step)
             updated = time.monotonic()
-            synced = await self.transport.deliver(self.version + 1)
+            synced = await self.learner.survive(lambda: self.transport.deliver(self.version + 1))
             self.step += 1
             if not in_lockstep(self.config):
                 self._admission.publish(self.version)

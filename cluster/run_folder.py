@@ -5,8 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from cluster.disk import sync
+
+UNFINISHED = (".writing-", ".removing-", ".replaced-")
+"""What a checkpoint's folder is called while it isn't one: before it is whole, and once it is being removed."""
 
 
 class RunFolderError(ValueError):
@@ -68,7 +74,11 @@ class RunFolder:
             shutil.rmtree(self.path)
         for folder in (self.path, self.trajectories, self.checkpoints):
             folder.mkdir(parents=True, exist_ok=True, mode=0o750)
-        for leftover in self.checkpoints.glob(".writing-*"):
+        for replaced in self.checkpoints.glob(".replaced-*"):  # the process ended between two renames
+            original = self.checkpoints / replaced.name.replace(".replaced-", "step-")
+            if not original.exists():
+                os.replace(replaced, original)
+        for leftover in (path for kind in UNFINISHED for path in self.checkpoints.glob(f"{kind}*")):
             shutil.rmtree(leftover)
 
     def newest_checkpoint(self) -> Path | None:
@@ -95,22 +105,28 @@ class RunFolder:
         folder.mkdir(parents=True)
         return folder
 
-    def commit_checkpoint(self, folder: Path, *, keep_last: int) -> Path:
-        """Make a written checkpoint visible in one rename, then remove the oldest.
+    def commit_checkpoint(self, folder: Path, *, keep_last: int, keep_best: int = 0) -> Path:
+        """Make a written checkpoint visible in one rename, then remove those that aren't kept.
 
         Args:
-            folder: from begin_checkpoint.
+            folder: from begin_checkpoint; the disk holds it.
             keep_last: checkpoints to keep, at least 1.
+            keep_best: of those whose accuracy was measured, how many of the best to keep besides.
 
         Returns:
             Its final folder.
         """
         final = self.checkpoints / folder.name.replace(".writing-", "step-")
         if final.exists():
-            shutil.rmtree(final)
+            os.replace(final, self.checkpoints / folder.name.replace(".writing-", ".replaced-"))
         os.replace(folder, final)
-        for old in sorted(self.checkpoints.glob("step-*"))[:-keep_last]:
-            shutil.rmtree(old)
+        sync(self.checkpoints)
+        accuracies = {path: _accuracy(path) for path in sorted(self.checkpoints.glob("step-*"))}
+        kept = kept_checkpoints(accuracies, keep_last=keep_last, keep_best=keep_best)
+        for old in accuracies.keys() - kept:
+            os.replace(old, old.with_name(old.name.replace("step-", ".removing-")))  # in one go, so that no half of it looks like one
+        for leftover in (path for kind in UNFINISHED[1:] for path in self.checkpoints.glob(f"{kind}*")):
+            shutil.rmtree(leftover)
         return final
 
     def cut_metrics(self, step: int) -> None:
@@ -145,3 +161,27 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
         value: JSON-able.
     """
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def kept_checkpoints(accuracies: Mapping[Path, float | None], *, keep_last: int, keep_best: int) -> set[Path]:
+    """Choose the checkpoints that stay.
+
+    Args:
+        accuracies: of each, oldest first; None: not measured.
+        keep_last: the newest so many.
+        keep_best: and so many of those with the highest accuracy, of equals the newer ones.
+
+    Returns:
+        Those to keep.
+    """
+    folders = list(accuracies)
+    measured = [(accuracy, number, folder) for number, (folder, accuracy) in enumerate(accuracies.items()) if accuracy is not None]
+    return {*folders[-keep_last:], *(folder for *_, folder in sorted(measured, reverse=True)[:keep_best])}
+
+
+def _accuracy(checkpoint: Path) -> float | None:
+    """What a checkpoint's own file says; None where it says nothing."""
+    try:
+        return json.loads((checkpoint / "controller.json").read_text()).get("accuracy")
+    except (OSError, json.JSONDecodeError):
+        return None

@@ -14,7 +14,7 @@ import ray
 
 from actors.answers import EvaluatedAnswer
 from cluster.bad_rows import BadRows
-from cluster.checkpoint import load_checkpoint, save_checkpoint
+from cluster.checkpoint import CheckpointWriter, load_checkpoint
 from cluster.coldstart import prepare_data, prepare_model
 from cluster.compatibility import check_resumable, resumed_where_there_is_a_run
 from cluster.controller import Controller
@@ -22,11 +22,13 @@ from cluster.evaluation import held_out_questions, report
 from cluster.fleet import RolloutFleet
 from cluster.guard import CollapseGuard, RunCollapsed
 from cluster.job_progress import JobNotes, job_metadata
+from cluster.lasting_learner import LastingLearner
 from cluster.ledger import PromptLedger
 from cluster.metrics import MetricSinks, read_metrics
 from cluster.plots import plot_curves
 from cluster.probe import make_probe
 from cluster.progress import Progress
+from cluster.restarts import RestartBudget
 from cluster.rethinking_report import analyse, write_report
 from cluster.run_folder import RunFolder, write_atomically, write_json
 from cluster.session import ray_session
@@ -172,12 +174,13 @@ class _Run:
             ledger=PromptLedger(train_data, seed=config.run.seed, weights=config.data.category_weights),
             fleet=self.fleet,
             replay=self.replay,
-            learner=self.learner,
+            learner=LastingLearner(self.learner, RestartBudget(max_restarts=16, window_s=3600.0)),
             transport=make_transport(config, self.learner, self.fleet, make_probe(config, str(model_path), train_data)),
             bad_rows=bad_rows,
             after_step=self._after_step,
             last_step=self.stage.last_step,
         )
+        self.checkpoints = CheckpointWriter(self.folder, self.controller, self.learner, config.checkpoint, say=self.progress.say)
         self.guard = CollapseGuard(config.guard)
         with self.progress.phase("starting the replay, learner and rollout actors"):
             await asyncio.gather(
@@ -188,7 +191,7 @@ class _Run:
         checkpoint = self.folder.newest_checkpoint() if config.run.resume or number else None
         if checkpoint is not None:
             with self.progress.phase(f"restoring {checkpoint.name}"):
-                self.evaluations |= await load_checkpoint(checkpoint, self.controller)
+                self.evaluations |= await load_checkpoint(checkpoint, self.controller, self.learner)
 
     def _open_sinks(self) -> MetricSinks:
         """Where the steps to come report, behind those that the checkpoint has done."""
@@ -234,10 +237,30 @@ class _Run:
         self.guard.observe(metrics)
         self._refuse_collapse()
         last = step == self.stage.last_step
-        due = config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0
-        if last or (due and not self.guard.suspicious):
-            await save_checkpoint(self.folder, self.controller, self.evaluations, keep_last=config.checkpoint.keep_last)
-            plot_curves({config.run.name: read_metrics(self.folder.metrics)}, self.folder.curves)
+        await self._checkpoint(step, last=last)
+
+    async def _checkpoint(self, step: int, *, last: bool) -> None:
+        """Take a checkpoint when one is due after a step, and draw the curves."""
+        settings, accuracy = self.config.checkpoint, self.evaluations.get(f"after step {step}", {}).get("accuracy_lenient")
+        if last:
+            await self.checkpoints.take_last(self.evaluations, accuracy=accuracy)
+        elif not self.guard.suspicious and (
+            (settings.every_steps and step % settings.every_steps == 0)
+            or (settings.keep_best and accuracy is not None)
+            or self.checkpoints.paused is not None
+        ):
+            await self.checkpoints.take(self.evaluations, accuracy=accuracy)
+        else:
+            return
+        await self._draw()
+
+    async def _draw(self) -> None:
+        """Draw the curves, beside everything else."""
+        rows = read_metrics(self.folder.metrics)
+        try:
+            await asyncio.to_thread(plot_curves, {self.config.run.name: rows}, self.folder.curves)
+        except OSError as error:  # a full disk must not end the run for the sake of a picture
+            logger.warning("the curves could not be drawn: %s", error)
 
     def _refuse_collapse(self) -> None:
         """Stop a run that is lost, with the checkpoint from before in its place."""
@@ -255,7 +278,7 @@ class _Run:
         """Evaluate the trained policy, export it and write the summary."""
         await self._evaluate_once(AFTER)
         with self.progress.phase("writing the model"):
-            await self.learner.export_model(str(self.folder.model))
+            await self.controller.learner.survive(lambda: self.learner.export_model(str(self.folder.model)))
         summary = {
             "run": self.config.run.name,
             "seed": self.config.run.seed,
@@ -275,6 +298,8 @@ class _Run:
 
     async def _close(self) -> None:
         """End the roles that were built, in any state."""
+        if hasattr(self, "checkpoints"):
+            self.checkpoints.abandon()
         roles = [role.close() for name in ("fleet", "learner") if (role := getattr(self, name, None)) is not None]
         for result in await asyncio.gather(*roles, return_exceptions=True):
             if isinstance(result, BaseException):

@@ -100,8 +100,7 @@ class StagedTransport:
     async def deliver(self, version: int) -> SyncReport:
         """See WeightTransport.deliver."""
         async with self._lock:
-            if self._learner_node is None:
-                self._learner_node = (await self._learner.health())[0]["node"]
+            self._learner_node = (await self._learner.health())[0]["node"]  # asked each time: a group may be built again elsewhere
             replicas = list(self._fleet.replicas)
             by_parts = [replica for replica in replicas if not self._reads_files(replica)]
             published = self._published = await self._learner.publish(version, compare=bool(by_parts))

@@ -24,6 +24,7 @@ _BOUNDS = {  # lowest and highest value, both allowed
     "algorithm.sequence_ratio_low": (0.0, INFINITY),
     "algorithm.updates_per_step": (1, INFINITY),
     "checkpoint.every_steps": (0, INFINITY),
+    "checkpoint.keep_best": (0, INFINITY),
     "checkpoint.keep_last": (1, INFINITY),
     "cluster.num_cpus": (1, INFINITY),
     "cluster.object_store_bytes": (MIN_OBJECT_STORE_BYTES, INFINITY),

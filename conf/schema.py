@@ -250,6 +250,7 @@ class CheckpointConfig:
 
     every_steps: int = 50  # 0: only at the end
     keep_last: int = 2  # older ones are removed
+    keep_best: int = 0  # of those after which the held-out questions were asked, so many of the best stay besides
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from learner.worker import LearnerWorker
 from weights.manifest import Part, Shipment
 
 
-@ray.remote(concurrency_groups={"control": 2})
+@ray.remote(concurrency_groups={"control": 3})  # one may wait for the disk
 class LearnerRank:
     """One rank of the learner group; methods are those of LearnerWorker.
 
@@ -132,9 +132,14 @@ class LearnerRank:
         """Send the weights to every connected engine; see LearnerWorker.broadcast."""
         self._ready().broadcast(version)
 
-    def save_checkpoint(self, folder: str) -> None:
-        """Write weights and optimizer state; see LearnerWorker.save_checkpoint."""
-        self._ready().save_checkpoint(folder)
+    def begin_checkpoint(self, folder: str) -> None:
+        """Copy weights and optimizer state, and start to write them; see LearnerWorker.begin_checkpoint."""
+        self._ready().begin_checkpoint(folder)
+
+    @ray.method(concurrency_group="control")
+    def finish_checkpoint(self) -> str | None:
+        """Wait until they are on the disk, beside training; see LearnerWorker.finish_checkpoint."""
+        return self._ready().finish_checkpoint()
 
     def load_checkpoint(self, folder: str) -> None:
         """Go on from a checkpoint; see LearnerWorker.load_checkpoint."""

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import nn
 
 from conf.schema import Device, Dtype, LearnerConfig
+from learner.checkpoint_files import BackgroundFiles
 
 TORCH_DTYPES = {Dtype.float32: torch.float32, Dtype.bfloat16: torch.bfloat16}
 
@@ -77,6 +78,8 @@ class TrainingEngine:
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module.to(self.device), optimizer=optimizer, config=_deepspeed_config(settings, dtype)
         )
+        self._files = BackgroundFiles()
+        self._engine.checkpoint_engine = _background_engine(self._files)
         self._plain = settings.zero_stage == 0 and dtype == Dtype.float32  # DeepSpeed runs torch's optimizer as it is
 
     @property
@@ -145,19 +148,31 @@ class TrainingEngine:
         dist.all_reduce(tensor, op=operation)
         return tensor.tolist()
 
-    def save(self, folder: Path) -> None:
-        """Write weights and optimizer state; every rank writes its part into the shared folder.
+    def begin_save(self, folder: Path) -> None:
+        """Copy weights and optimizer state, and start to write them; every rank writes its part into the shared folder.
 
         Args:
             folder: made when it isn't there.
+
+        Raises:
+            RuntimeError: when the last one isn't finished.
         """
-        self._engine.save_checkpoint(str(folder), tag=_CHECKPOINT_TAG)
+        self._engine.save_checkpoint(str(folder), tag=_CHECKPOINT_TAG, save_latest=False)
+        self._files.begin()
+
+    def finish_save(self) -> str | None:
+        """Wait until this rank's part is on the disk; no collective, may be called from another thread.
+
+        Returns:
+            None; or why it isn't there.
+        """
+        return self._files.finish()
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint of the same model, stage and number of ranks; the next steps are bit-identical.
 
         Args:
-            folder: as given to ``save``.
+            folder: as given to ``begin_save``.
 
         Raises:
             FileNotFoundError: when there's no checkpoint.
@@ -193,6 +208,20 @@ def _import_deepspeed(address: RankAddress, device: Device) -> Any:
     # DeepSpeed, so a test watches that it still exists.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+def _background_engine(files: BackgroundFiles) -> Any:
+    """What DeepSpeed gives its files to."""
+    from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+
+    class BackgroundEngine(TorchCheckpointEngine):
+        def save(self, state_dict: Any, path: str) -> None:
+            files.add(state_dict, path)
+
+        def makedirs(self, path: str, exist_ok: bool = False) -> None:
+            files.add_folder(path)
+
+    return BackgroundEngine()
 
 
 def _deepspeed_config(settings: LearnerConfig, dtype: Dtype) -> dict[str, Any]:

@@ -34,6 +34,10 @@ class LearnerGroupError(RuntimeError):
     """A rank failed or did not answer in time; the message names it. The group has been ended: its ranks wait for each other."""
 
 
+class CheckpointWriteError(OSError):
+    """Files of a checkpoint could not be written; the message says which rank's and why."""
+
+
 class LearnerGroup:
     """D learner ranks in one placement group.
 
@@ -158,13 +162,33 @@ class LearnerGroup:
         """
         await self._on_all(f"broadcast version {version}", "broadcast", version)
 
-    async def save_checkpoint(self, folder: str) -> None:
-        """Write weights and optimizer state into a folder that all ranks share.
+    async def begin_checkpoint(self, folder: str) -> None:
+        """Copy weights and optimizer state, and start to write them into a folder that all ranks share; training may go on.
 
         Raises:
             LearnerGroupError: naming the rank that failed or was waited for.
         """
-        await self._on_all(f"write a checkpoint to {folder}", "save_checkpoint", folder)
+        await self._on_all(f"copy its state for {folder}", "begin_checkpoint", folder)
+
+    async def finish_checkpoint(self) -> None:
+        """Wait until every rank's files are on the disk.
+
+        Raises:
+            CheckpointWriteError: when they can't be written; the group is sound.
+            LearnerGroupError: naming the rank that failed or was waited for.
+        """
+        failures = await self._on_all("write its checkpoint", "finish_checkpoint")
+        if told := [f"rank {rank}: {failure}" for rank, failure in enumerate(failures) if failure is not None]:
+            raise CheckpointWriteError("; ".join(told))
+
+    async def save_checkpoint(self, folder: str) -> None:
+        """Both in one.
+
+        Raises:
+            CheckpointWriteError, LearnerGroupError: as they do.
+        """
+        await self.begin_checkpoint(folder)
+        await self.finish_checkpoint()
 
     async def load_checkpoint(self, folder: str) -> None:
         """Go on from a checkpoint of an equal group.
@@ -240,12 +264,11 @@ class LearnerGroup:
 
         A failure ends the wait: the other ranks would wait for the failed one until their own time-out.
         """
-        if not self._ranks:
+        ranks = self._ranks
+        if not ranks:
             raise LearnerGroupError(f"the learner group can't {task}: it isn't running")
         deadline_s = self._config.learner.timeout_s if timeout_s is None else timeout_s
-        calls = [
-            asyncio.ensure_future(_awaited(getattr(rank, method).remote(*args))) for rank, args in zip(self._ranks, arguments, strict=False)
-        ]
+        calls = [asyncio.ensure_future(_awaited(getattr(rank, method).remote(*args))) for rank, args in zip(ranks, arguments, strict=False)]
         try:
             done, pending = await asyncio.wait(calls, timeout=deadline_s, return_when=asyncio.FIRST_EXCEPTION)
             if pending and any(call.exception() for call in done):
@@ -263,7 +286,8 @@ class LearnerGroup:
                 raise LearnerGroupError(f"waited {deadline_s:g} s for learner rank {late} to {task}")
             return [call.result() for call in calls]
         except LearnerGroupError:
-            await self.close()
+            if self._ranks is ranks:  # and not a successor's, while this call was still waiting for its predecessor
+                await self.close()
             raise
         finally:
             for call in calls:

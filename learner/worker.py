@@ -200,19 +200,27 @@ class LearnerWorker:
             raise RuntimeError("no engine is connected: call connect_broadcast first")
         self._sender.send(version)
 
-    def save_checkpoint(self, folder: str | Path) -> None:
-        """Write weights and optimizer state.
+    def begin_checkpoint(self, folder: str | Path) -> None:
+        """Copy weights and optimizer state, and start to write them beside training.
 
         Args:
             folder: on a file system that all ranks share.
         """
-        self._engine.save(Path(folder))
+        self._engine.begin_save(Path(folder))
+
+    def finish_checkpoint(self) -> str | None:
+        """Wait until this rank's files are on the disk; no collective.
+
+        Returns:
+            None; or why they aren't.
+        """
+        return self._engine.finish_save()
 
     def load_checkpoint(self, folder: str | Path) -> None:
         """Go on from a checkpoint that the same number of ranks wrote.
 
         Args:
-            folder: as given to save_checkpoint.
+            folder: as given to begin_checkpoint.
         """
         self._engine.load(Path(folder))
 

@@ -64,6 +64,7 @@ class ReplayActor:
         self._buffer = self._replay.buffer if isinstance(self._replay, DurableReplay) else self._replay
         self._compacting: asyncio.Task[None] | None = None
         self._limiter = FreshGroupLimiter(self._buffer)
+        self._captured: Saved | None = None  # for a snapshot that is to be written
         self._snapshot_lock = asyncio.Lock()  # one writer at a time: they'd share the folder's temporary files
         self._started = time.monotonic()
         self._stats = self._buffer.stats()  # replaced as a whole after each change: the control thread reads this alone
@@ -238,16 +239,37 @@ class ReplayActor:
             return self._replay.update_priorities(keys, priorities)
 
     @ray.method(concurrency_group="data")
-    async def snapshot(self, folder: str) -> None:
-        """Write a snapshot; inserts and samples go on meanwhile. See ReplayBuffer.snapshot.
+    async def begin_snapshot(self) -> None:
+        """Copy the content as it is now, for write_snapshot; what comes after this isn't in it."""
+        async with self._limiter.change():
+            self._captured = self._buffer.capture()
+
+    @ray.method(concurrency_group="data")
+    async def write_snapshot(self, folder: str) -> None:
+        """Write what begin_snapshot has copied; inserts and samples go on meanwhile. See ReplayBuffer.snapshot.
 
         Args:
             folder: on a file system that every node which may run this actor sees.
+
+        Raises:
+            RuntimeError: when nothing was copied, or the process that copied it is gone.
+            OSError: when the folder can't be written.
         """
+        captured, self._captured = self._captured, None
+        if captured is None:
+            raise RuntimeError("the replay actor holds no copy of its content: it was started again since it made one")
         async with self._snapshot_lock:
-            async with self._limiter.change():
-                saved = self._buffer.capture()
-            await asyncio.to_thread(write_snapshot, folder, saved)
+            await asyncio.to_thread(write_snapshot, folder, captured)
+
+    @ray.method(concurrency_group="data")
+    async def snapshot(self, folder: str) -> None:
+        """Both in one.
+
+        Args:
+            folder: as there.
+        """
+        await self.begin_snapshot()
+        await self.write_snapshot(folder)
 
     @ray.method(concurrency_group="data")
     async def restore(self, folder: str, *, strict: bool = True) -> None:

@@ -38,7 +38,8 @@ def run_case(folder: Path, model: str, address: RankAddress, case: dict, batches
     if disarmed:
         keep(worker, folder / "first.pt")
         return
-    worker.save_checkpoint(folder / "checkpoint")
+    worker.begin_checkpoint(folder / "checkpoint")
+    assert worker.finish_checkpoint() is None
     keep(worker, folder / "first.pt")
     if case["stage"] == 3:
         keep_gradient(worker, folder / "gradient.pt", rank=address.rank)
