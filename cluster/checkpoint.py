@@ -40,16 +40,25 @@ class CheckpointWriter:
         controller: whose roles are written.
         group: the learner's.
         settings: how many are kept.
+        flush: writes the metrics that wait for room, or says why it can't: a run that goes on from a checkpoint has those before it.
         say: told in a sentence when checkpoints are paused, and when they go on.
     """
 
     def __init__(
-        self, folder: RunFolder, controller: Controller, group: LearnerGroup, settings: CheckpointConfig, *, say: Callable[[str], None]
+        self,
+        folder: RunFolder,
+        controller: Controller,
+        group: LearnerGroup,
+        settings: CheckpointConfig,
+        *,
+        flush: Callable[[], str | None],
+        say: Callable[[str], None],
     ) -> None:
         self._folder = folder
         self._controller = controller
         self._group = group
         self._settings = settings
+        self._flush = flush
         self._say = say
         self._writing: asyncio.Task[None] | None = None
         self.paused: str | None = None  # why the last one could not be written
@@ -69,6 +78,8 @@ class CheckpointWriter:
             return
         controller = self._controller
         try:
+            if (reason := self._flush()) is not None:
+                raise OSError(reason)
             writing = self._folder.begin_checkpoint(controller.step)
         except OSError as error:
             self._pause(error)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +13,8 @@ from typing import Any, Protocol
 
 from ray.util.metrics import Gauge
 from torch.utils.tensorboard import SummaryWriter
+
+logger = logging.getLogger(__name__)
 
 
 class MetricSink(Protocol):
@@ -23,22 +28,45 @@ class MetricSink(Protocol):
 
 
 class JsonLines:
-    """One object a line, in a file.
+    """One object a line, in a file; what a full disk has no room for waits in memory for the next step.
 
     Args:
         path: of the file, appended to.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", buffering=1)
+        self.path = path
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+        self._size = os.fstat(self._file).st_size
+        self._waiting: list[bytes] = []
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Append a line."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        """Append a line, and those that wait before it."""
+        self._waiting.append((json.dumps({"step": step, **metrics}) + "\n").encode())
+        if (reason := self.flush()) is not None and len(self._waiting) == 1:
+            logger.warning("%s can't be written, its lines are kept until there is room: %s", self.path, reason)
+
+    def flush(self) -> str | None:
+        """Write what waits.
+
+        Returns:
+            None; or why it can't be written.
+        """
+        while self._waiting:
+            try:
+                if os.write(self._file, self._waiting[0]) < len(self._waiting[0]):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
+                os.ftruncate(self._file, self._size)  # half a line is none
+                return str(error)
+            self._size += len(self._waiting.pop(0))
+        return None
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Write what waits, and close the file."""
+        if (reason := self.flush()) is not None:
+            logger.error("the last %d lines of %s are lost: %s", len(self._waiting), self.path, reason)
+        os.close(self._file)
 
 
 class TensorBoard:
@@ -50,17 +78,29 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, *, step: int = 0) -> None:
-        self._writer = SummaryWriter(log_dir=str(folder), purge_step=step + 1)
+        self._folder = folder
+        self._writer: SummaryWriter | None = SummaryWriter(log_dir=str(folder), purge_step=step + 1)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Write a scalar each."""
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+        """Write a scalar each.
+
+        Raises:
+            OSError: when the disk is full; a later step begins a file of its own.
+        """
+        if self._writer is None:
+            self._writer = SummaryWriter(log_dir=str(self._folder))
+        try:
+            for name, value in metrics.items():
+                self._writer.add_scalar(name, value, step)
+            self._writer.flush()
+        except OSError:
+            self._writer = None  # its thread has ended with the error
+            raise
 
     def close(self) -> None:
         """Close the files."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class RayMetrics:
@@ -108,7 +148,19 @@ class MetricSinks:
             metrics: by name; numbers.
         """
         for sink in self._sinks:
-            sink.write(step, metrics)
+            try:
+                sink.write(step, metrics)
+            except OSError as error:  # a full disk, for TensorBoard; metrics.jsonl has the step in any case
+                logger.warning("step %d is not in %s: %s", step, type(sink).__name__, error)
+
+    def flush(self) -> str | None:
+        """Write the lines of metrics.jsonl that wait for room.
+
+        Returns:
+            None; or why they can't be written.
+        """
+        reasons = [sink.flush() for sink in self._sinks if isinstance(sink, JsonLines)]
+        return next((reason for reason in reasons if reason is not None), None)
 
     def __enter__(self) -> MetricSinks:
         return self
@@ -119,7 +171,10 @@ class MetricSinks:
     def close(self) -> None:
         """Close all of them."""
         for sink in self._sinks:
-            sink.close()
+            try:
+                sink.close()
+            except OSError as error:
+                logger.warning("the last steps are not in %s: %s", type(sink).__name__, error)
 
 
 def prometheus_name(name: str) -> str:

@@ -180,7 +180,14 @@ class _Run:
             after_step=self._after_step,
             last_step=self.stage.last_step,
         )
-        self.checkpoints = CheckpointWriter(self.folder, self.controller, self.learner, config.checkpoint, say=self.progress.say)
+        self.checkpoints = CheckpointWriter(
+            self.folder,
+            self.controller,
+            self.learner,
+            config.checkpoint,
+            flush=lambda: self._sinks.flush(),
+            say=self.progress.say,
+        )
         self.guard = CollapseGuard(config.guard)
         with self.progress.phase("starting the replay, learner and rollout actors"):
             await asyncio.gather(

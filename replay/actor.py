@@ -26,6 +26,7 @@ from replay.archive import TrajectoryArchive
 from replay.batches import Sample
 from replay.buffer import ReplayBuffer
 from replay.durable import DurableReplay
+from replay.full_disk import when_there_is_room
 from replay.groups import InsertReceipt
 from replay.limiter import FreshGroupLimiter
 from replay.recovery import Recovery, is_journal
@@ -63,6 +64,7 @@ class ReplayActor:
             self._replay = ReplayBuffer(config, seed=seed)
         self._buffer = self._replay.buffer if isinstance(self._replay, DurableReplay) else self._replay
         self._compacting: asyncio.Task[None] | None = None
+        self._archiving = False
         self._limiter = FreshGroupLimiter(self._buffer)
         self._captured: Saved | None = None  # for a snapshot that is to be written
         self._snapshot_lock = asyncio.Lock()  # one writer at a time: they'd share the folder's temporary files
@@ -101,16 +103,20 @@ class ReplayActor:
         num_bytes = batch.nbytes + sum(map(len, (images or {}).values()))
         if self._buffer.size >= self._config.min_size and self._buffer.ratio.never(inserts=rows):
             raise ValueError(f"{rows} trajectories in one insert are more than the error budget can ever let in: {self._buffer.ratio}")
-        async with self._limiter.room(
-            lambda: self._buffer.has_room(rows, num_bytes) and self._buffer.ratio.may_insert(rows, size=self._buffer.size),
-            num_trajectories=rows,
-            timeout_s=deadline_s,
-            describe=self._why_shut if self._config.samples_per_insert is not None else None,
-        ):
-            receipt = self._replay.insert(batch, turns, images)
-            self._changed()
-            self._stats = self._buffer.stats()
-        return receipt
+
+        async def attempt() -> InsertReceipt:
+            async with self._limiter.room(
+                lambda: self._buffer.has_room(rows, num_bytes) and self._buffer.ratio.may_insert(rows, size=self._buffer.size),
+                num_trajectories=rows,
+                timeout_s=deadline_s,
+                describe=self._why_shut if self._config.samples_per_insert is not None else None,
+            ):
+                receipt = self._replay.insert(batch, turns, images)
+                self._changed()
+                self._stats = self._buffer.stats()
+            return receipt
+
+        return await when_there_is_room(attempt, deadline_s, f"{rows} trajectories")
 
     @ray.method(concurrency_group="data")
     async def sample(
@@ -159,10 +165,11 @@ class ReplayActor:
             }
             sample = await self._draw(request, self._config.timeout_s if timeout_s is None else timeout_s, request_id)
         if self._archive is not None and sample.consumed and policy_version is not None:
+            self._archiving = True  # a base would stand for the draw before the archive has what it consumed
             try:
-                await asyncio.to_thread(self._archive.write, policy_version, sample.consumed)
-            except OSError as error:  # a full disk must not cost the rows that were just consumed
-                logger.warning("the trajectories of step %d are not in the archive: %s", policy_version + 1, error)
+                await asyncio.to_thread(self._archive.write_or_keep, policy_version, sample.consumed)
+            finally:
+                self._archiving = False
         return (sample.stats, *sample.shards)
 
     async def _draw(self, request: dict[str, Any], timeout_s: float, request_id: str | None) -> Sample:
@@ -170,13 +177,17 @@ class ReplayActor:
         num_rows, num_groups = request["batch_size"] * request["num_updates"], request["num_groups"]
         if self._buffer.ratio.never(samples=num_rows):
             raise ValueError(f"{num_rows} draws at once are more than the error budget can ever let out: {self._buffer.ratio}")
-        async with self._gate(num_rows, num_groups, timeout_s):
-            if isinstance(self._replay, DurableReplay):
-                sample = self._replay.sample(request_id=request_id, **request)
-            else:
-                sample = self._replay.sample(**request)
-            self._stats = self._buffer.stats()
-        return sample
+
+        async def attempt() -> Sample:
+            async with self._gate(num_rows, num_groups, timeout_s):
+                if isinstance(self._replay, DurableReplay):
+                    sample = self._replay.sample(request_id=request_id, **request)
+                else:
+                    sample = self._replay.sample(**request)
+                self._stats = self._buffer.stats()
+            return sample
+
+        return await when_there_is_room(attempt, timeout_s, f"a draw from {num_groups} groups")
 
     def _read(self, folder: str, strict: bool) -> Saved:
         if not is_journal(folder):
@@ -189,7 +200,12 @@ class ReplayActor:
     def _changed(self) -> None:
         """Let the journal be written anew, beside other calls, once it outweighs what it leads to."""
         replay = self._replay
-        if not isinstance(replay, DurableReplay) or not replay.wants_compaction or self._compacting is not None:
+        if not isinstance(replay, DurableReplay) or self._archiving or self._compacting is not None or not replay.wants_compaction:
+            return
+        try:
+            begun = replay.begin_compaction()
+        except OSError as error:  # the next change tries again
+            logger.warning("the journal could not be compacted: %s", error)
             return
 
         async def compact(number: int, saved: Saved) -> None:
@@ -200,7 +216,7 @@ class ReplayActor:
             finally:
                 self._compacting = None
 
-        self._compacting = asyncio.get_running_loop().create_task(compact(*replay.begin_compaction()))
+        self._compacting = asyncio.get_running_loop().create_task(compact(*begun))
 
     def _gate(self, num_rows: int, num_groups: int, timeout_s: float) -> AbstractAsyncContextManager[None]:
         """The door that a sample waits at."""

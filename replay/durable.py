@@ -137,11 +137,14 @@ class DurableReplay:
 
         Returns:
             The arguments of finish_compaction, which may run in another thread.
+
+        Raises:
+            OSError: when the segment can't be written; everything is as it was.
         """
         saved = self.buffer.capture()
-        self._writer.close()
-        self._number = self._number + 1
-        self._writer = self._open_segment(self._number + 1, self._writer.sequence)
+        former, self._writer = self._writer, self._open_segment(self._number + 2, self._writer.sequence)  # on a full disk the former stays
+        self._number += 1
+        former.close()
         if self._last is not None:  # the base is behind it, and whoever asked may not have its answer yet
             self._append("drawn", *self._last.encoded())
         return self._number + 1, saved
