@@ -117,8 +117,8 @@ class RolloutActor:
         self._version: int | None = None  # in service
 
     def __repr__(self) -> str:
-        """Name the role, the replica and its weights in Ray's logs and dashboard."""
-        return f"RolloutActor(replica={self._index}, version={self._version})"
+        """Name the role, the replica, its weights and its node in Ray's logs and dashboard, which ask once, at the start."""
+        return f"RolloutActor(replica={self._index}, version={self._version}, node={ray.util.get_node_ip_address()})"
 
     async def start(self, version: int) -> dict[str, Any]:
         """Start the engine and the graders.
@@ -145,6 +145,7 @@ class RolloutActor:
             seed=config.run.seed + self._index,
             name=f"the engine of rollout replica {self._index}",
             image_pad_id=form.image_pad_id,
+            metrics_name=f"{config.run.name}/rollout-{self._index}" if config.report.engine_metrics else None,
         )
         self._grader = GraderPool(
             processes=config.reward.grader_processes,

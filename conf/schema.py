@@ -288,6 +288,7 @@ class ReportConfig:
     terminal: Terminal = Terminal.auto  # what is printed
     trackers: list[Tracker] = field(default_factory=lambda: [Tracker.tensorboard])  # any of tensorboard, wandb, mlflow
     project: str = "rethinker"  # that the run belongs to at Weights & Biases; the experiment's name in MLflow
+    engine_metrics: bool = True  # vLLM's own metrics go to Ray's Prometheus endpoint, too (ray_vllm_*)
     mlflow_uri: str = ""  # of MLflow's server or store; empty: MLFLOW_TRACKING_URI, else a store in the run folder
 
 

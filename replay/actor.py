@@ -72,7 +72,7 @@ class ReplayActor:
         self._stats = self._buffer.stats()  # replaced as a whole after each change: the control thread reads this alone
 
     def __repr__(self) -> str:
-        return f"ReplayActor(mode={self._config.mode.value})"
+        return f"ReplayActor(mode={self._config.mode.value}, node={ray.util.get_node_ip_address()})"
 
     @ray.method(concurrency_group="data")
     async def insert(

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.engine.errors import EngineError, PromptRefusedError, refusals
+from actors.engine.metrics import ray_stat_loggers
 from actors.engine.processes import child_processes, end_processes, vllm_processes_since
 from actors.engine.requests import Completion, completion, engine_prompt, sampling_limits, spread_seed
 from actors.engine.settings import engine_arguments, set_environment
@@ -45,6 +46,7 @@ class RolloutEngine:
         name: stands in errors.
         worker_extension: what vLLM's workers import in addition, it must register the weight-transfer backend; None: weights.receiver's.
         image_pad_id: what stands for a picture in a prompt; None: the model's image token, if it has one.
+        metrics_name: report vLLM's own metrics under this name through Ray, whose worker this process then has to be; None: don't.
     """
 
     def __init__(
@@ -58,14 +60,22 @@ class RolloutEngine:
         name: str = "rollout engine",
         worker_extension: str | None = None,
         image_pad_id: int | None = None,
+        metrics_name: str | None = None,
     ) -> None:
         self._model_path = model_path
         self._rollout = rollout
         self._device = device
         self._name = name
         self._arguments = engine_arguments(
-            model_path, model=model, rollout=rollout, device=device, seed=seed, worker_extension=worker_extension
+            model_path,
+            model=model,
+            rollout=rollout,
+            device=device,
+            seed=seed,
+            worker_extension=worker_extension,
+            metrics_name=metrics_name,
         )
+        self._reports = metrics_name is not None
         self._engine: Any = None
         self._updates: WeightUpdater | None = None
         self._processes: list[Any] = []  # psutil.Process of everything that vLLM started
@@ -90,7 +100,7 @@ class RolloutEngine:
         set_environment(self._device, rollout=self._rollout, local_model=os.path.isdir(self._model_path))
         before = child_processes()
         built: list[Any] = []
-        starting = asyncio.ensure_future(asyncio.to_thread(_build_engine, self._arguments, built))
+        starting = asyncio.ensure_future(asyncio.to_thread(_build_engine, self._arguments, built, self._reports))
         done, _ = await asyncio.wait({starting}, timeout=self._rollout.start_timeout_s)
         self._processes = vllm_processes_since(before)
         if not done:
@@ -375,12 +385,13 @@ class RolloutEngine:
         return output
 
 
-def _build_engine(arguments: dict[str, Any], built: list[Any]) -> None:
+def _build_engine(arguments: dict[str, Any], built: list[Any], reports: bool) -> None:
     """Start vLLM, which takes 10 to 30 s, and put the engine into the list: a future's result would outlive close."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    built.append(AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments)))
+    loggers = ray_stat_loggers() if reports else None
+    built.append(AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=loggers))
 
 
 async def _abandon_start(starting: asyncio.Future[None], built: list[Any], before: set[Any]) -> None:

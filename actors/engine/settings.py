@@ -68,7 +68,14 @@ def set_environment(device: Device, *, rollout: RolloutConfig, local_model: bool
 
 
 def engine_arguments(
-    model_path: str, *, model: ModelConfig, rollout: RolloutConfig, device: Device, seed: int, worker_extension: str | None
+    model_path: str,
+    *,
+    model: ModelConfig,
+    rollout: RolloutConfig,
+    device: Device,
+    seed: int,
+    worker_extension: str | None,
+    metrics_name: str | None = None,
 ) -> dict[str, Any]:
     """The keyword arguments of vLLM's AsyncEngineArgs.
 
@@ -79,6 +86,7 @@ def engine_arguments(
         device: CPU or GPU.
         seed: of vLLM's own random state.
         worker_extension: None: weights.receiver's.
+        metrics_name: the label "model_name" of vLLM's metrics; None: the folder.
 
     Returns:
         Plain values.
@@ -86,6 +94,7 @@ def engine_arguments(
     platform = _platform(device, rollout)
     return {
         "model": model_path,
+        "served_model_name": metrics_name,
         "dtype": model.dtype.value,
         "seed": seed,
         # One more than both limits together: vLLM scores a whole response only when it may sample one more token.

@@ -113,7 +113,7 @@ def test_control_calls_answer_while_samples_wait(start):
     stats = ray.get(replay.stats.remote(), timeout=5)
     assert time.monotonic() - begin < 1.0
     assert (stats["waiting_samples"], stats["ready_groups"], stats["size"]) == (3, 0, 0)
-    assert ray.get(replay.health.remote(), timeout=5)["name"] == "ReplayActor(mode=episode)"
+    assert ray.get(replay.health.remote(), timeout=5)["name"] == f"ReplayActor(mode=episode, node={ray.util.get_node_ip_address()})"
     for i in range(3):  # each pair of groups frees one sample
         ray.get(replay.insert.remote(groups_of([f"p{i}", f"q{i}"])), timeout=30)
     assert [ray.get(stats, timeout=30)["rollout/groups"] for stats, *_ in waiting] == [2, 2, 2]
