@@ -17,7 +17,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup quickstart test chaos trackers study-async study-rethinking check docs lock clean
+.PHONY: help setup quickstart test chaos trackers recipes study-async study-rethinking check docs lock clean
 .DEFAULT_GOAL := help
 
 help: ## Print this list
@@ -39,6 +39,9 @@ trackers: setup build/trackers ## Test Weights & Biases and MLflow, whose packag
 
 build/trackers:
 	$(PIP) install --quiet --target $@ "wandb>=0.19" "mlflow>=3.0"
+
+recipes: setup ## Run every shipped recipe with the tiny model and sizes scaled down; takes some minutes
+	RETHINKER_RECIPES=all $(BIN)/python -m pytest tests/integration/test_recipes.py
 
 study-async: setup ## Accuracy against staleness, corrections on and off, three seeds; goes on where it stopped, for some hours
 	$(BIN)/python -m benchmarks.staleness_study $(STUDY)

@@ -66,7 +66,7 @@ def tell_job(notes: dict[str, str]) -> None:
         logger.info("job %s has no record to write its progress to", job)
         return
     info = json.loads(record)
-    info["metadata"] = {**(info.get("metadata") or {}), **notes}
+    info["metadata"] = notes | {name: text for name, text in (info.get("metadata") or {}).items() if name not in notes}  # the news first
     _internal_kv_put(key, json.dumps(info).encode(), overwrite=True, namespace=NAMESPACE)
 
 

@@ -69,6 +69,7 @@ def connected(config: Config) -> Iterator[None]:
             num_cpus=config.cluster.num_cpus,
             object_store_memory=config.cluster.object_store_bytes,
             include_dashboard=config.cluster.dashboard,
+            dashboard_host=config.cluster.dashboard_host,
             log_to_driver=config.cluster.log_to_driver,
         )
     else:

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from conf.schema import Config
 
 CONF_DIR = Path(__file__).parent
+OmegaConf.clear_resolver("oc.env")  # settings are written down and shown around; what the environment holds is not
 BASE_KEY = "base"  # names a parent file, relative to the file that holds it
 
 
@@ -56,6 +57,11 @@ def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> Config:
         loaded = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "a value"
+        if "oc.env" in str(_raw(config, key)):
+            raise ConfigError(
+                f"{key} = {_raw(config, key)!r} reads the environment, which may hold secrets; settings are written down and shown, so"
+                " write the value itself."
+            ) from error
         raise ConfigError(f"{key} = {_raw(config, key)!r} refers to something that does not exist: {_first_line(error)}.") from error
     assert isinstance(loaded, Config)
     return loaded

@@ -301,6 +301,7 @@ class ClusterConfig:
     num_cpus: int | None = None  # of the local cluster; null: the machine's
     object_store_bytes: int = 536870912  # of the local cluster
     dashboard: bool = True  # of the local cluster
+    dashboard_host: str = "127.0.0.1"  # where that dashboard listens; 0.0.0.0 opens it, and with it the right to run code, to the network
     autoscaling: bool = False  # the cluster adds nodes on demand: what doesn't fit now is waited for (start_timeout_s), not refused
     gpu_memory_bytes: int = 85899345920  # of one GPU, for 'rethinker plan'
     log_to_driver: bool = False  # print what the actors print, the engines included

@@ -106,7 +106,7 @@ def test_progress_goes_into_the_job_s_record_and_nothing_is_lost(monkeypatch):
     monkeypatch.setattr(job_progress, "_internal_kv_put", lambda key, value, overwrite, namespace: records.update({key: value}))
     job_progress.tell_job({"progress": "step 3 of 12"})
     info = JobInfo.from_json(json.loads(records[key]))
-    assert info.status is JobStatus.RUNNING and info.metadata == {"run": "first", "progress": "step 3 of 12"}
+    assert info.status is JobStatus.RUNNING and list(info.metadata.items()) == [("progress", "step 3 of 12"), ("run", "first")]
 
 
 def test_outside_of_a_job_there_is_nothing_to_write_to(monkeypatch):
