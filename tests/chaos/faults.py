@@ -6,6 +6,7 @@ A fault is a function that hurts a ChaosRun and returns what has to be true for 
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -97,6 +98,20 @@ def control_store(run: ChaosRun, rng: random.Random) -> Injection:
     (store,) = run.processes("gcs")
     respawned = run.cluster.respawn(store, after_s=rng.uniform(0.5, 5.0))
     return Injection(hit=f"gcs_server {store.pid}", whole=respawned.is_running)
+
+
+@fault("disk full on the run folder", weight=2)
+def disk_full(run: ChaosRun, rng: random.Random) -> Injection:
+    """Nothing is written for some seconds; whole when a newer checkpoint than before has been."""
+    if not run.disk.limited:
+        raise RuntimeError("only root can mount a disk that is small enough to be filled")
+    before = run.checkpoint_step
+    run.disk.fill()
+    try:
+        time.sleep(rng.uniform(4.0, 12.0))
+    finally:
+        run.disk.free()
+    return Injection(hit=f"after step {run.steps_done}", whole=lambda: run.checkpoint_step > before)
 
 
 @fault("driver: kill -9, run.resume=true", weight=0.5, timeout_s=420, ends_driver=True)

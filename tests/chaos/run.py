@@ -18,6 +18,7 @@ import psutil
 
 from tests.chaos.accounting import Acknowledged
 from tests.chaos.cluster import PrivateCluster
+from tests.chaos.disk import SmallDisk
 
 ROOT = Path(__file__).parents[2]
 PROMPTS_PER_STEP = 8
@@ -48,7 +49,8 @@ class ChaosRun:
     def __init__(self, folder: Path, cluster: PrivateCluster, *, overrides: tuple[str, ...] = ()) -> None:
         self.folder = folder
         self.cluster = cluster
-        self.run_folder = folder / "run"
+        self.disk = SmallDisk(folder)
+        self.run_folder = self.disk.path / "run"
         self.acknowledged = Acknowledged()
         self._overrides = overrides
         self._driver: subprocess.Popen[str] | None = None
@@ -97,6 +99,10 @@ class ChaosRun:
     def load(self) -> None:
         """Take in what an earlier series has kept."""
         self.acknowledged = Acknowledged.read(self.folder / "acknowledged.json")
+
+    def close(self) -> None:
+        """Give the disk back."""
+        self.disk.close()
 
     @property
     def driver_pid(self) -> int:

@@ -6,9 +6,7 @@ import itertools
 import json
 import math
 import re
-import signal
 import subprocess
-import time
 
 import pyarrow as pa
 import pytest
@@ -16,7 +14,7 @@ import yaml
 
 from algorithms.schema import from_arrow
 from cluster.metrics import read_metrics
-from tests.integration.conftest import ROOT, Descendants, Workshop, clean_environment
+from tests.integration.conftest import ROOT, Workshop, clean_environment
 
 STEP_METRICS = {
     "reward/mean", "accuracy/strict", "accuracy/lenient", "effective_query_ratio", "replay/size", "replay/inserted", "replay/sampled",
@@ -109,47 +107,6 @@ def test_the_trained_model_is_evaluated_by_the_command(asynchronous_run, worksho
     final = json.loads((folder / "summary.json").read_text())["final"]
     assert again["scored"] == 40
     assert again["accuracy_lenient"] == pytest.approx(final["accuracy_lenient"], abs=0.05)  # greedy; batches differ in rounding only
-
-
-def test_interrupted_and_resumed(workshop: Workshop, train):
-    words = ("run.num_steps=12", "checkpoint.every_steps=1", "algorithm.updates_per_step=1")
-    process = subprocess.Popen(
-        workshop.command("resumed", *words), cwd=ROOT, env=clean_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    started = Descendants(process.pid)
-    assert process.stdout is not None
-    deadline = time.monotonic() + 300
-    for line in process.stdout:
-        assert time.monotonic() < deadline, "no third step within 300 s"
-        if line.startswith("step 3/"):
-            break
-    assert {"raylet", "gcs_server"} <= {role.name() for role in started.alive()}  # what must be gone later is seen now
-    process.send_signal(signal.SIGINT)
-    begin = time.monotonic()
-    rest, _ = process.communicate(timeout=60)
-    # Ten seconds are promised and four the rule; twelve were seen once on a quiet machine, for a reason not found yet.
-    assert time.monotonic() - begin < 20, "Ctrl-C took twice as long as promised"
-    assert process.returncode == 130 and "run.resume=true" in rest
-    started.must_be_gone()
-
-    result = train("resumed", *words, "run.resume=true")
-    assert result.returncode == 0, result.stdout[-4000:]
-    folder = workshop.run_folder("resumed")
-    rows = read_metrics(folder / "metrics.jsonl")
-    assert [row["step"] for row in rows] == list(range(1, 13))
-    assert {row["staleness/max"] for row in rows} == {0}  # synchronous: on-policy before and after
-    assert [row["rollout/groups"] for row in rows] == [8] * 12
-    trained = [row for row in rows if not row["replay/empty"]]
-    assert trained and all(row["ratio/mean"] == pytest.approx(1, abs=1e-3) for row in trained)
-    prompts = [
-        prompt
-        for path in sorted((folder / "trajectories").glob("*.arrow"))
-        for prompt in pa.ipc.open_file(path).read_all().column("group_id").unique().to_pylist()
-    ]
-    assert len(prompts) == len(set(prompts)) == 12 * 8  # no prompt twice, none skipped
-
-    refused = train("resumed", *words, "run.resume=true", "learner.learning_rate=0.5")
-    assert refused.returncode == 2 and "learner.learning_rate is 0.5" in refused.stdout
 
 
 def test_a_collapse_stops_the_run_and_keeps_the_checkpoint_from_before(workshop: Workshop, train):
