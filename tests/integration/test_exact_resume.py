@@ -29,6 +29,8 @@ WORDS = (
 )
 RAY_AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}  # they look for their dead parent now and then only, and end by themselves
 
+pytestmark = pytest.mark.timeout(1200)  # two fixtures make four starts between them
+
 
 def until_step(workshop: Workshop, step: int, how: signal.Signals, *words: str) -> tuple[int, str]:
     """Run the command and end it after a step, and see that nothing of it is left; its exit code and what it said afterwards."""

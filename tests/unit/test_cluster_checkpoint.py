@@ -230,6 +230,7 @@ def test_a_full_disk_pauses_checkpoints_and_says_so_once(tmp_path):
 
     async def go():
         await step_and_take(clock, group, writer, step=1)
+        await writer.settle()
         group.failure = OSError(errno.ENOSPC, "No space left on device")
         for step in (2, 3):
             await step_and_take(clock, group, writer, step=step)
