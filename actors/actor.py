@@ -127,7 +127,7 @@ class RolloutActor:
             version: policy version of the weights in the model's folder.
 
         Returns:
-            The replica's process id, node and seconds to start.
+            The replica's process, worker and node, as Ray names them, the node's address and the seconds to start.
         """
         begin = time.monotonic()
         config = self._config
@@ -176,7 +176,14 @@ class RolloutActor:
             self._outbox = Outbox(self._replay, timeout_s=config.replay.timeout_s)
         self._version = version
         self._state = "healthy"
-        return {"pid": os.getpid(), "node": ray.get_runtime_context().get_node_id(), "start_s": time.monotonic() - begin}
+        context = ray.get_runtime_context()
+        return {
+            "pid": os.getpid(),
+            "worker": context.get_worker_id(),
+            "node": context.get_node_id(),
+            "address": ray.util.get_node_ip_address(),
+            "start_s": time.monotonic() - begin,
+        }
 
     async def rollout(self, requests: list[RolloutRequest]) -> RolloutReceipt:
         """Roll out prompts side by side and put each group into replay as it is finished.
@@ -319,9 +326,10 @@ class RolloutActor:
         """Answer at once, whatever the engine is doing.
 
         Returns:
-            State, version and process id of this replica.
+            State, version and process id of this replica, and whether its engine's processes run.
         """
-        return {"state": self._state, "replica": self._index, "version": self._version, "pid": os.getpid()}
+        engine = self._engine.condition() if self._engine is not None else "running"
+        return {"state": self._state, "replica": self._index, "version": self._version, "pid": os.getpid(), "engine": engine}
 
     async def grade_counts(self) -> dict[str, int]:
         """How answers were decided, by reason.

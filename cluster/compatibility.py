@@ -12,7 +12,7 @@ from conf.loading import ConfigError, resolved_yaml
 from conf.schema import Config
 
 # Where things run, how long they may take and what is reported; everything else would make the resumed run another one.
-CHANGEABLE_SECTIONS = ("cluster", "report", "rollout", "evaluation", "checkpoint", "guard", "weights")
+CHANGEABLE_SECTIONS = ("cluster", "report", "rollout", "evaluation", "checkpoint", "guard", "supervision", "weights")
 SAMPLING_KEYS = ("rollout.temperature", "rollout.top_p", "rollout.top_k")  # they are part of the policy
 CHANGEABLE_KEYS = (
     "run.name",

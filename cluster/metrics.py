@@ -14,6 +14,8 @@ from typing import Any, Protocol
 from ray.util.metrics import Gauge
 from torch.utils.tensorboard import SummaryWriter
 
+from cluster.health import RoleHealth, RoleState
+
 logger = logging.getLogger(__name__)
 
 
@@ -175,6 +177,26 @@ class MetricSinks:
                 sink.close()
             except OSError as error:
                 logger.warning("the last steps are not in %s: %s", type(sink).__name__, error)
+
+
+class StateGauges:
+    """Observer of a HealthBoard: 1 for the state that each role is in, 0 for those it was in.
+
+    Args:
+        run: tag of the Ray metrics.
+    """
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._gauge = Gauge(
+            prometheus_name("role_state"), description="1 for the state that a role is in", tag_keys=("run", "role", "rank", "state")
+        )
+
+    def __call__(self, role: RoleHealth, before: RoleState | None, after: RoleState | None) -> None:
+        """See cluster.health.Observer."""
+        for state, value in ((before, 0.0), (after, 1.0)):
+            if state is not None:
+                self._gauge.set(value, tags={"run": self._run, "role": role.kind, "rank": str(role.rank), "state": state.value})
 
 
 def prometheus_name(name: str) -> str:

@@ -19,6 +19,7 @@ from conf.rethinking_checks import rethinking_rules
 from conf.schema import BehaviorWeight, Config, Device, ProximalKind, ReplayMode
 from conf.sizes import batch_size, trajectories_per_step
 from conf.stages import plan_stages
+from conf.supervision_checks import needs_actors, supervision_rules
 from conf.wording import Speaker, speaker
 
 
@@ -33,7 +34,7 @@ def check(config: Config, *, paths: bool = True) -> None:
         ConfigError: with the sentence of the first broken rule.
     """
     sampling = (_sampling, _algorithm, replay_rules, _tokens, _rollout, rethinking_rules)
-    training = (*sampling, _learner, data_rules, _model)
+    training = (*sampling, _learner, supervision_rules, data_rules, _model)
     rules = (range_rules, _run, *training, _cluster, _evaluation)
     for stage in plan_stages(config):
         _refuse(stage.config, (*rules, *([_paths] if paths else [])))
@@ -49,7 +50,7 @@ def check_evaluation(config: Config, *, paths: bool = True) -> None:
     Raises:
         ConfigError: with the sentence of the first broken rule.
     """
-    rules = (range_rules, _run, _evaluation)
+    rules = (range_rules, _run, needs_actors, _evaluation)
     _refuse(config, (*rules, _evaluation_paths) if paths else rules)
     _refuse(dataclasses.replace(config, learner=dataclasses.replace(config.learner, num_ranks=0)), (_cluster,))  # it has no learner
 

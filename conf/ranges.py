@@ -67,10 +67,17 @@ _BOUNDS = {  # lowest and highest value, both allowed
     "reward.invalid_reward": (-INFINITY, 0.0),
     "rollout.gpu_memory_utilization": (0.01, 1.0),
     "rollout.max_concurrent_sequences": (1, INFINITY),
-    "rollout.num_actors": (1, INFINITY),
+    "rollout.max_actors": (1, INFINITY),
+    "rollout.min_actors": (0, INFINITY),
+    "rollout.num_actors": (0, INFINITY),
     "rollout.prompts_per_call": (1, INFINITY),
     "run.num_steps": (1, INFINITY),
     "run.seed": (0, INFINITY),
+    "supervision.dead_after": (1, INFINITY),
+    "supervision.log_lines": (0, INFINITY),
+    "supervision.max_restarts": (0, INFINITY),
+    "supervision.scale_window_steps": (1, INFINITY),
+    "supervision.suspect_after": (1, INFINITY),
 }
 
 

@@ -94,7 +94,9 @@ class DataConfig:
 class RolloutConfig:
     """The rollout actors and their vLLM engines."""
 
-    num_actors: int = 1  # rollout actors, each with an engine of its own
+    num_actors: int = 1  # rollout actors at the start, each with an engine of its own; 0: none before `rethinker scale` asks for some
+    min_actors: int | None = None  # of a run that scales by itself, set with max_actors; null: as many as num_actors or `scale` say
+    max_actors: int | None = None  # it adds one while steps wait for groups, and lets one go while groups wait for steps
     cpus_per_actor: float = 1.0  # that Ray reserves
     node_resource: str = ""  # Ray resource that only nodes for rollouts declare, one unit an actor; empty: any node
     tensor_parallel_size: int = 1  # GPUs (or CPU workers) of one engine
@@ -254,6 +256,21 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class SupervisionConfig:
+    """How the death of a role is noticed and how often it is made good (docs/survival.md)."""
+
+    heartbeat_s: float = 5.0  # between two questions to each rollout actor how it is
+    suspect_after: int = 3  # questions in a row without an answer; a suspect gets no new prompts
+    dead_after: int = 12  # questions in a row without an answer; its prompts go to others and it is replaced
+    max_restarts: int = 16  # of each kind of role within restart_window_s; one more stops the run; 0: the first death does
+    restart_window_s: float = 3600.0  # seconds in which max_restarts are counted
+    no_rollouts_timeout_s: float = 1800.0  # how long a run waits while no rollout actor is in service
+    drain_timeout_s: float = 600.0  # how long a rollout actor that is to leave may finish its prompts; then others get them
+    log_lines: int = 20  # of a dead actor's own log that its death report quotes
+    scale_window_steps: int = 5  # steps that are looked at together before a run with rollout.max_actors scales itself
+
+
+@dataclass(frozen=True)
 class GuardConfig:
     """When a run that collapses is stopped; medians over window_steps are judged (docs/corrections.md)."""
 
@@ -323,6 +340,7 @@ class Config:
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     coldstart: ColdstartConfig = field(default_factory=ColdstartConfig)
     report: ReportConfig = field(default_factory=ReportConfig)

@@ -34,6 +34,28 @@ def vllm_processes_since(before: set[psutil.Process]) -> list[psutil.Process]:
     return found
 
 
+def condition_of(processes: Iterable[psutil.Process]) -> str:
+    """How processes are, by what the kernel says; one that computes for a long time runs.
+
+    Args:
+        processes: of one engine.
+
+    Returns:
+        "running", "stopped" (by a signal, it may be continued) or "gone", whichever is the worst of them.
+    """
+    condition = "running"
+    for process in processes:
+        try:
+            status = process.status()
+        except psutil.NoSuchProcess:
+            return "gone"
+        if status in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return "gone"
+        if status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
+            condition = "stopped"
+    return condition
+
+
 def end_processes(processes: Iterable[psutil.Process], *, grace_s: float) -> None:
     """Wait for processes to end, then kill those that have not.
 

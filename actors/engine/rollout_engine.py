@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from actors.engine.errors import EngineError, PromptRefusedError, refusals
 from actors.engine.metrics import ray_stat_loggers
-from actors.engine.processes import child_processes, end_processes, vllm_processes_since
+from actors.engine.processes import child_processes, condition_of, end_processes, vllm_processes_since
 from actors.engine.requests import Completion, completion, engine_prompt, sampling_limits, spread_seed
 from actors.engine.settings import engine_arguments, set_environment
 from actors.engine.together import admit, final_output
@@ -87,6 +87,10 @@ class RolloutEngine:
     def version(self) -> int:
         """The policy version of the weights in service."""
         return self._updater().version
+
+    def condition(self) -> str:
+        """How the engine's processes are: "running", "stopped" or "gone"; see processes.condition_of."""
+        return condition_of(self._processes)
 
     async def start(self, version: int = 0) -> None:
         """Start the engine's processes and load the model.
