@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.cli_words import ConfigArgument, OverridesArgument, checked, example, refusals
+from cluster.cli_words import AddressOption, ConfigArgument, OverridesArgument, RunArgument, checked, example, refusals
 from cluster.data_commands import data_app
 from cluster.run_folder import RunFolderError
 from conf.checks import check, check_evaluation, check_scoring
@@ -163,6 +163,45 @@ def submit(
         from cluster.submission import submit as run_submission
 
         raise typer.Exit(run_submission(settings, config, overrides or [], address=address, working_dir=working_dir, follow=follow))
+
+
+@app.command(epilog=example("rethinker status runs/mine", "rethinker status mine --address 10.0.0.1:6379 --json"))
+def status(
+    run: RunArgument,
+    address: AddressOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Tell how a running run is: phase, step, every role's state, what died last and of what."""
+    with refusals():
+        from cluster.run_commands import status_command
+
+        status_command(run, address, as_json=as_json)
+
+
+@app.command(epilog=example("rethinker scale runs/mine --rollouts 8", "rethinker scale runs/mine --rollouts 0"))
+def scale(
+    run: RunArgument,
+    rollouts: Annotated[int, typer.Option(min=0, help="Rollout actors that the run is to have.", show_default=False)],
+    address: AddressOption = None,
+) -> None:
+    """Change the number of a running run's rollout actors.
+
+    Newcomers serve after a completed weight sync; those that leave finish their prompts first. With 0 the run goes on with what replay
+    has, waits, and continues when there are some again.
+    """
+    with refusals():
+        from cluster.run_commands import scale_command
+
+        typer.echo(scale_command(run, address, rollouts=rollouts))
+
+
+@app.command(epilog=example("rethinker stop runs/mine"))
+def stop(run: RunArgument, address: AddressOption = None) -> None:
+    """Let a running run finish its step, write a checkpoint and end with exit code 0; run.resume=true goes on from there."""
+    with refusals():
+        from cluster.run_commands import stop_command
+
+        typer.echo(stop_command(run, address))
 
 
 @app.command(epilog=example("rethinker coldstart quickstart", "rethinker coldstart quickstart coldstart.steps=600"))

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.run_folder import RunFolderError
+from cluster.run_folder import RunFolderError, RunUnreachable
 from conf.checks import check
 from conf.loading import ConfigError, load_config, shipped_names
 from conf.schema import Config
@@ -32,6 +32,12 @@ OverridesArgument = Annotated[
     ),
 ]
 
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder; with --address also a run's name.", show_default=False)]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(help="Of the run's cluster; without it, what the run folder says, else RAY_ADDRESS.", show_default=False),
+]
+
 
 def example(*lines: str) -> str:
     """Write the end of a help text; the backspace keeps the lines as they are.
@@ -50,7 +56,7 @@ def refusals() -> Iterator[None]:
     """Turn what a user can put right into one sentence and exit code 2; everything else keeps its traceback."""
     try:
         yield
-    except (ConfigError, DataError, RunFolderError) as error:
+    except (ConfigError, DataError, RunFolderError, RunUnreachable) as error:
         typer.echo(f"rethinker: {error}", err=True)
         raise typer.Exit(USAGE_EXIT_CODE) from error
 

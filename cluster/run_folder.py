@@ -19,6 +19,10 @@ class RunFolderError(ValueError):
     """The run folder can't be used as asked; the message names it and says what to do."""
 
 
+class RunUnreachable(ValueError):
+    """A command can't speak to a run; the message says why and what to do."""
+
+
 class RunFolder:
     """Paths of one run.
 
@@ -40,6 +44,7 @@ class RunFolder:
         self.rethinking = self.path / "rethinking"  # pictures of rethinking.md
         self.log = self.path / "log.txt"
         self.state = self.path / "state.json"
+        self.contact = self.path / "cluster.json"  # where commands find a run that is running
 
     def refuse(self, *, resume: bool, overwrite: bool) -> None:
         """Refuse to touch another run's folder; changes nothing.
