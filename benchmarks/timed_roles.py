@@ -115,6 +115,7 @@ class TimedFleet:
     def __init__(self, proportions: Proportions, replay, *, samples: int, timeout_s: float = 120.0) -> None:
         self._p = proportions
         self.busy = BusyClock()
+        self.absences, self.replicas = 0, [self]  # one that never goes
         self.engines = [TimedEngine(proportions) for _ in range(proportions.replicas)]
         self._outboxes = [Outbox(replay, timeout_s=timeout_s) for _ in self.engines]
         self._samples = samples

@@ -16,7 +16,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import ray
 from ray.actor import ActorHandle
+from ray.exceptions import TaskCancelledError
 
 from actors.worker import RolloutRequest
 from algorithms.rethinking import RethinkingCounts
@@ -65,6 +67,9 @@ class Controller:
     generated_tokens: int = 0
     last_step: int | None = None
     rethinking: RethinkingCounts = field(default_factory=RethinkingCounts)  # of what was delivered since the last step
+    stopping: bool = False  # run returns after the step under way
+    in_step: bool = False  # between a draw and the version made of it: no moment for a checkpoint
+    _give_up_draw: asyncio.Event = field(default_factory=asyncio.Event)
     _handed_out: int = 0
     _calls: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -125,6 +130,16 @@ class Controller:
         self.bad_rows.restore(state["bad_rows"])
         self.ledger.restore(state["ledger"])
 
+    def stop(self, *, at_once: bool = False) -> None:
+        """Let run return after the step under way.
+
+        Args:
+            at_once: a step that still waits for its groups is not made any more.
+        """
+        self.stopping = True
+        if at_once:
+            self._give_up_draw.set()
+
     async def _produce(self, tasks: asyncio.TaskGroup) -> None:
         """Consumes prompts, produces rollout calls; waits for admission, unblocked by a new version in service."""
         while True:
@@ -138,7 +153,7 @@ class Controller:
         while True:
             admitted = await self._admission.admit(self.config.algorithm.prompts_per_step)
             requests = [self.ledger.issue() for _ in range(admitted)]
-            self.fleet.must_have_replicas()
+            await self.fleet.someone()
             share = -(-admitted // len(self.fleet.replicas))
             await asyncio.gather(*(self._roll_out(requests[start : start + share]) for start in range(0, admitted, share)))
 
@@ -148,7 +163,6 @@ class Controller:
         try:
             receipt = await self.fleet.rollout(requests)
         except ReplicaLostError:
-            self.fleet.must_have_replicas()
             self.ledger.take_back(request.group_id for request in requests)
             self._admission.finish(accepted=0, dropped=num_prompts)
             return
@@ -163,14 +177,17 @@ class Controller:
 
     async def _consume(self) -> None:
         """Consumes prompts_per_step groups a step, produces a version; waits for replay, then the learner, then the fleet."""
-        while self.step < self.end:
+        while self.step < self.end and not self.stopping:
             begin = time.monotonic()
             sampled, shards = await self._sample()
-            drawn = time.monotonic()
+            if not shards:
+                return
+            self.in_step, drawn = True, time.monotonic()
             trained = await self.learner.update(shards, step=self.step)
             updated = time.monotonic()
             synced = await self.learner.survive(lambda: self.transport.deliver(self.version + 1))
             self.step += 1
+            self.in_step = False
             if not in_lockstep(self.config):
                 self._admission.publish(self.version)
             end = time.monotonic()
@@ -192,7 +209,29 @@ class Controller:
             self._admission.publish(self.version)  # only now in lockstep, so that no evaluation shares the engines with rollouts
 
     async def _sample(self) -> tuple[dict[str, float], list]:
-        """The step's statistics and one reference a learner rank."""
+        """The step's statistics and one reference a learner rank; no references when the run is to stop without the step."""
+        while True:
+            absences = self.fleet.absences
+            stats, shards = self._draw()
+            waited_for = f"the replay actor to draw step {self.step + 1}"
+            answering = asyncio.ensure_future(answer_within(stats, self.config.replay.timeout_s + REPLAY_GRACE_S, waited_for))
+            giving_up = asyncio.ensure_future(self._give_up_draw.wait())
+            try:
+                await asyncio.wait({answering, giving_up}, return_when=asyncio.FIRST_COMPLETED)
+                if not answering.done():
+                    ray.cancel(stats)  # else it could take groups that no step will have
+                return await answering, shards
+            except TaskCancelledError:
+                return {}, []
+            except TimeoutError:
+                if self.fleet.replicas and self.fleet.absences == absences:
+                    raise
+                await self.fleet.someone()  # nobody sampled for a while: that has a deadline of its own
+            finally:
+                giving_up.cancel()
+
+    def _draw(self) -> tuple[Any, list]:
+        """References to the draw's statistics and to each rank's rows."""
         algorithm, num_ranks = self.config.algorithm, self.config.learner.num_ranks
         stats, *shards = self.replay.sample.options(num_returns=1 + num_ranks).remote(
             num_updates=algorithm.updates_per_step,
@@ -203,8 +242,7 @@ class Controller:
             max_staleness=algorithm.max_staleness,
             request_id=f"step {self.step + 1}",  # a replay actor that died with the answer gives the same again
         )
-        waited_for = f"the replay actor to draw step {self.step + 1}"
-        return await answer_within(stats, self.config.replay.timeout_s + REPLAY_GRACE_S, waited_for), shards
+        return stats, shards
 
 
 REPLAY_GRACE_S = 10.0  # replay's own deadline comes first, since its error says what was there

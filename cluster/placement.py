@@ -86,6 +86,22 @@ def check_placement(requests: Sequence[PlacementRequest], nodes: Sequence[Node])
     return result
 
 
+def demand_against_supply(bundles: Sequence[Bundle], nodes: Sequence[Node]) -> str:
+    """Say why bundles find no place now.
+
+    Args:
+        bundles: waited for, each for one node.
+        nodes: with what is free.
+
+    Returns:
+        Such as "2 x 1 CPU and 4 GPUs are wanted; free are 10.0.0.1: 3 CPUs; 10.0.0.2: nothing".
+    """
+    names = {name for bundle in bundles for name in bundle}
+    free = "; ".join(f"{node.name}: {shown({k: v for k, v in node.resources.items() if k in names})}" for node in nodes[:8])
+    more = f"; and {len(nodes) - 8} more nodes" if len(nodes) > 8 else ""
+    return f"{len(bundles)} x {shown(bundles[0])} wanted; free are {free or 'no nodes'}{more}"
+
+
 def shown(resources: Mapping[str, float]) -> str:
     """Write resources for people.
 

@@ -21,6 +21,7 @@ class Progress:
         self._view = view or PlainView()
         self._note = note or (lambda notes: None)
         self.seconds: dict[str, float] = {}
+        self.current = "starting"  # the phase under way
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -32,12 +33,13 @@ class Progress:
         Yields:
             Nothing.
         """
-        begin = time.monotonic()
+        begin, before, self.current = time.monotonic(), self.current, name
         self._note({"phase": name})
         try:
             with self._view.phase(name):
                 yield
         finally:
+            self.current = before
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begin
         self._view.phase_done(name, self.seconds[name])
 

@@ -11,6 +11,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from cluster.deaths import Whereabouts
 from cluster.waiting import answer_within
 
 
@@ -25,12 +26,20 @@ class Replica:
     index: int
     actor: ActorHandle
     placement: PlacementGroup
-    node: str = ""  # Ray's id, known once the actor has started
+    slot: int = 0  # its rank among the rollout actors of the run; a successor takes it over
+    place: Whereabouts | None = None  # known once the actor has started
+    missed: int = 0  # heartbeats in a row without an answer
+    suspect: bool = False  # it gets no new prompts while it is
     running: int = 0  # prompts handed to it and not answered
     checksum: str | None = None  # of the weights that it has answered to hold; None: those it started from
     reads_files: bool = True  # whether files of its node are its files too, which they are not between containers
     lost: str | None = None  # why it is out of service
     _gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def node(self) -> str:
+        """Ray's id; empty before the actor has started."""
+        return self.place.node_id if self.place is not None else ""
 
     @property
     def name(self) -> str:

@@ -48,6 +48,20 @@ def cluster_nodes() -> list[Node]:
     return [Node(name=node["NodeManagerAddress"], resources=node["Resources"]) for node in alive]
 
 
+def free_nodes() -> list[Node]:
+    """List the living nodes of the connected cluster with what nobody has reserved.
+
+    Returns:
+        Head first, then by address.
+    """
+    from ray._private.state import available_resources_per_node  # public only with Ray's dashboard running
+
+    free = available_resources_per_node()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    alive.sort(key=lambda node: ("node:__internal_head__" not in node["Resources"], node["NodeManagerAddress"]))
+    return [Node(name=node["NodeManagerAddress"], resources=free.get(node["NodeID"], {})) for node in alive]
+
+
 @contextmanager
 def connected(config: Config) -> Iterator[None]:
     """Connect to Ray without asking whether a run fits.

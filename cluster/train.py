@@ -28,14 +28,16 @@ from cluster.metrics import MetricSinks, read_metrics
 from cluster.plots import plot_curves
 from cluster.probe import make_probe
 from cluster.progress import Progress
-from cluster.restarts import RestartBudget
+from cluster.restarts import RestartBudgetExceeded
 from cluster.rethinking_report import analyse, write_report
+from cluster.run_control import RunControl
 from cluster.run_folder import RunFolder, write_atomically, write_json
 from cluster.session import ray_session
+from cluster.supervision import Supervisor
 from cluster.trackers import check_trackers, open_sinks
 from cluster.transport import make_transport
 from cluster.views import make_view
-from cluster.waiting import answer_within
+from cluster.waiting import answer_within, first_cause
 from conf.loading import ConfigError, resolved_yaml
 from conf.schema import Config
 from conf.stages import plan_stages
@@ -99,22 +101,6 @@ def _log_to(path: Path) -> None:
     logging.getLogger().addHandler(handler)
 
 
-def first_cause(error: BaseException) -> str:
-    """What went wrong first, in a line.
-
-    Args:
-        error: a group, or a Ray task's error, of which the remote cause is told.
-
-    Returns:
-        The cause's type and the first line of its message.
-    """
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    cause = getattr(error, "cause", None) or error
-    lines = str(cause).strip().splitlines() or [""]
-    return f"{type(cause).__name__}: {lines[0]}"
-
-
 class _Run:
     """The roles of one run, built, driven and ended."""
 
@@ -123,13 +109,19 @@ class _Run:
         self.folder = folder
         self.progress = progress
         self.evaluations: dict[str, Any] = {}
+        self.control = RunControl(config, folder, progress)
 
     async def run(self) -> None:
-        """Prepare, build, evaluate, train, evaluate, report."""
+        """Prepare, build, evaluate, train, evaluate, report; a request to stop ends it after a step, with a checkpoint."""
         task = asyncio.current_task()
         assert task is not None
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        model_path = await prepare_model(self.config, self.progress)
+        async with self.control:
+            model_path = await prepare_model(self.config, self.progress)
+            await self._stages(model_path)
+
+    async def _stages(self, model_path: Path) -> None:
+        """Build, evaluate and train stage by stage, then evaluate and report."""
         stages = plan_stages(self.config)
         done = self._checkpoint_step()
         try:
@@ -140,12 +132,42 @@ class _Run:
                 await self._build(model_path, number)
                 await self._evaluate_once(f"after stage {stages[number - 1].name}" if number else BEFORE)
                 with self.progress.phase(f"training {self.stage.name}".strip()), self._open_sinks() as self._sinks:
-                    await self.controller.run()
+                    await self._train()
+                if self.control.stopping:
+                    return self._say_stopped()
                 if self.stage is not stages[-1]:
                     await self._close()
             await self._finish()
+            self.control.outcome = "finished"
         finally:
             await self._close()
+
+    async def _train(self) -> None:
+        """Make the stage's steps; what was done is kept when the run is stopped, or its roles can't be kept alive."""
+        if self.control.stopping:  # before there was a controller to tell
+            self.controller.stop(at_once=True)
+        try:
+            await self.control.supervised(self.controller.run())
+        except RestartBudgetExceeded:
+            await self._keep()
+            raise
+        if self.control.stopping:
+            await self._keep()
+
+    async def _keep(self) -> None:
+        """Write a checkpoint of the newest step, unless there is one or the step is half done."""
+        newest, step = self.folder.newest_checkpoint(), self.controller.step
+        if self.controller.in_step or step == 0 or (newest is not None and newest.name == f"step-{step:06d}"):
+            return
+        try:
+            await self.checkpoints.take_last(self.evaluations, accuracy=None)
+        except Exception as error:  # the reason why the run ends is more important than this one
+            logger.exception("no checkpoint of step %d could be written: %s", step, first_cause(error))
+
+    def _say_stopped(self) -> None:
+        """Tell that the run ends because it was asked to."""
+        self.control.outcome = f"stopped after step {self.controller.step}"
+        self.progress.say(f"the run has {self.control.outcome}, as it was asked to; run.resume=true goes on")
 
     def _checkpoint_step(self) -> int:
         """Steps that the newest checkpoint of a resumed run has done."""
@@ -168,13 +190,13 @@ class _Run:
             name=f"{config.run.name}/replay{number or ''}", max_restarts=retries, max_task_retries=retries
         ).remote(config.replay, seed=config.run.seed, archive=str(self.folder.trajectories), journal=str(self.folder.journal))
         self.learner = LearnerGroup(config, str(model_path))
-        self.fleet = RolloutFleet(config, str(model_path), self.replay)
+        self.fleet = RolloutFleet(config, str(model_path), self.replay, board=self.control.board, supervised=True)
         self.controller = Controller(
             config=config,
             ledger=PromptLedger(train_data, seed=config.run.seed, weights=config.data.category_weights),
             fleet=self.fleet,
             replay=self.replay,
-            learner=LastingLearner(self.learner, RestartBudget(max_restarts=16, window_s=3600.0)),
+            learner=LastingLearner(self.learner, self.control.budget, died=self.control.learner_died),
             transport=make_transport(config, self.learner, self.fleet, make_probe(config, str(model_path), train_data)),
             bad_rows=bad_rows,
             after_step=self._after_step,
@@ -199,6 +221,9 @@ class _Run:
         if checkpoint is not None:
             with self.progress.phase(f"restoring {checkpoint.name}"):
                 self.evaluations |= await load_checkpoint(checkpoint, self.controller, self.learner)
+        transport, control = self.controller.transport, self.control
+        control.learner_works("all ranks have started")
+        control.watch(self.controller, Supervisor(config, self.fleet, transport, control.board, control.budget))
 
     def _open_sinks(self) -> MetricSinks:
         """Where the steps to come report, behind those that the checkpoint has done."""
@@ -215,7 +240,8 @@ class _Run:
         with self.progress.phase(f"evaluating {name} on {len(self.questions)} held-out questions"):
             limit = self.config.evaluation.max_response_tokens or self.config.model.max_response_tokens
             mode = self.config.evaluation.mode
-            answers, bad = await self.fleet.evaluate(self.questions, max_response_tokens=limit, mode=mode)
+            answering = self.fleet.evaluate(self.questions, max_response_tokens=limit, mode=mode)
+            answers, bad = await self.control.supervised(answering)
             result = self.evaluations[name] = report(answers, bad) | {"mode": mode.value, "rethinking": analyse(answers)}
             self._report_rethinking(answers)
         self.progress.say(f"held-out accuracy {name}: {result['accuracy_lenient']:.3f} (strict {result['accuracy_strict']:.3f})")
@@ -239,11 +265,12 @@ class _Run:
             if self.questions:
                 metrics["evaluation/accuracy_lenient"] = self.evaluations[f"after step {step}"]["accuracy_lenient"]
         self._sinks.write(step, metrics)
+        self.control.observe(metrics)
         recent = [row["time/step_s"] for row in read_metrics(self.folder.metrics)[-10:]]
         self.progress.step(step, config.run.num_steps, metrics, seconds_left=(config.run.num_steps - step) * sum(recent) / len(recent))
         self.guard.observe(metrics)
         self._refuse_collapse()
-        last = step == self.stage.last_step
+        last = step == self.stage.last_step or self.control.stopping
         await self._checkpoint(step, last=last)
 
     async def _checkpoint(self, step: int, *, last: bool) -> None:
@@ -305,6 +332,7 @@ class _Run:
 
     async def _close(self) -> None:
         """End the roles that were built, in any state."""
+        await self.control.release()
         if hasattr(self, "checkpoints"):
             self.checkpoints.abandon()
         roles = [role.close() for name in ("fleet", "learner") if (role := getattr(self, name, None)) is not None]

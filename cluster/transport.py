@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -66,8 +66,12 @@ class WeightTransport(Protocol):
             NoReplicaError: when no rollout actor is left.
         """
 
-    async def join(self) -> Replica:
+    async def join(self, slot: int | None = None, *, placed: Callable[[Replica], Awaitable[None]] | None = None) -> Replica:
         """Start one more rollout actor and put it into service with the current version.
+
+        Args:
+            slot: see RolloutFleet.add.
+            placed: see RolloutFleet.add.
 
         Returns:
             The replica; it has had no prompt before the current weights.
@@ -114,19 +118,23 @@ class StagedTransport:
             self._fleet.must_have_replicas()
             taken = [outcome for outcome in outcomes if isinstance(outcome, tuple)]
             return SyncReport(
-                paused_s=max(receipt.paused_s for receipt, _ in taken),
+                paused_s=max((receipt.paused_s for receipt, _ in taken), default=0.0),
                 sent_bytes=sum(nbytes for _, nbytes in taken),
                 num_replicas=len(self._fleet.replicas),
                 mismatch=await _mismatch(self._fleet, self._probe, expected),
             )
 
-    async def join(self) -> Replica:
+    async def join(self, slot: int | None = None, *, placed: Callable[[Replica], Awaitable[None]] | None = None) -> Replica:
         """See WeightTransport.join."""
-        replica = await self._fleet.add()
-        async with self._lock:
-            if self._published is not None:
-                await self._bring(replica, self._published)
-            self._fleet.enlist(replica)
+        replica = await self._fleet.add(slot, placed=placed)
+        try:
+            async with self._lock:
+                if self._published is not None:
+                    await self._bring(replica, self._published)
+                self._fleet.enlist(replica)
+        except BaseException as error:
+            self._fleet.abandon(replica, f"it could not be brought the version in service: {_line(error)}")
+            raise
         return replica
 
     async def _expected(self) -> NDArray[np.float32] | None:
@@ -209,12 +217,17 @@ class NcclTransport:
         mismatch = await _mismatch(self._fleet, self._probe, expected)
         return SyncReport(paused_s=paused_s, sent_bytes=0, num_replicas=len(self._fleet.replicas), mismatch=mismatch)
 
-    async def join(self) -> Replica:
+    async def join(self, slot: int | None = None, *, placed: Callable[[Replica], Awaitable[None]] | None = None) -> Replica:
         """See WeightTransport.join; a broadcast needs the learner, so the replica takes part in the next one."""
-        replica = await self._fleet.add()
-        joined = asyncio.get_running_loop().create_future()
+        replica = await self._fleet.add(slot, placed=placed)
+        joined: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._joining.append((replica, joined))
-        await joined
+        try:
+            await joined
+        except BaseException as error:
+            self._joining = [(other, future) for other, future in self._joining if other is not replica]
+            self._fleet.abandon(replica, f"it could not be brought the version in service: {_line(error)}")
+            raise
         return replica
 
 
@@ -244,5 +257,5 @@ async def _mismatch(fleet: RolloutFleet, probe: EngineProbe | None, expected: ND
     return max((value for value in found if not math.isnan(value)), default=math.nan)
 
 
-def _line(error: Exception) -> str:
-    return str(getattr(error, "cause", None) or error).strip().splitlines()[0]
+def _line(error: BaseException) -> str:
+    return (str(getattr(error, "cause", None) or error).strip().splitlines() or [repr(error)])[0]

@@ -1,4 +1,4 @@
-"""Waiting for an actor with a deadline and an error that says for whom."""
+"""Waiting for an actor with a deadline and an error that says for whom; what an error says first."""
 
 from __future__ import annotations
 
@@ -33,3 +33,19 @@ async def answer_within(answer: Awaitable[Any], timeout_s: float, waited_for: st
 
 async def _await(answer: Awaitable[Any]) -> Any:
     return await answer
+
+
+def first_cause(error: BaseException) -> str:
+    """What went wrong first, in a line.
+
+    Args:
+        error: a group, or a Ray task's error, of which the remote cause is told.
+
+    Returns:
+        The cause's type and the first line of its message.
+    """
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    cause = getattr(error, "cause", None) or error
+    lines = str(cause).strip().splitlines() or [""]
+    return f"{type(cause).__name__}: {lines[0]}"

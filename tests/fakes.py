@@ -227,6 +227,7 @@ class TickingFleet:
     def __init__(self, replay: LocalReplay, *, ticks: Callable[[int], int], bad: Container[int] = (), lost: Container[int] = ()) -> None:
         self.version = 0
         self.busy = BusyClock()
+        self.absences, self.replicas = 0, [self]  # one that never goes
         self.replicas = [object(), object()]
         self._replay, self._ticks, self._bad, self._lost = replay, ticks, bad, lost
         self.handed_out: list[str] = []
@@ -247,7 +248,7 @@ class TickingFleet:
         delivered = tuple(r.group_id for r in done)
         return RolloutReceipt(delivered=delivered, bad=bad, generated_tokens=0, rethinking=RethinkingCounts(), busy_s=0.0)
 
-    def must_have_replicas(self) -> None:
+    async def someone(self) -> None:
         """As RolloutFleet's: others are left."""
 
     async def _roll_out(self, request: RolloutRequest) -> None:

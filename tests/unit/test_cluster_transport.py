@@ -13,6 +13,7 @@ import pytest
 from actors.engine import EngineError
 from actors.intake import WeightReceipt
 from actors.worker import RolloutRequest
+from cluster.deaths import Whereabouts
 from cluster.fleet import NoReplicaError, RolloutFleet
 from cluster.probe import EngineProbe
 from cluster.replica import Replica, ReplicaLostError
@@ -84,7 +85,7 @@ class FakeFleet(RolloutFleet):
 
     joining: FakeReplica
 
-    async def add(self) -> Replica:
+    async def add(self, *_: Any, **__: Any) -> Replica:
         """The replica that the test has made."""
         return self.joining
 
@@ -133,7 +134,8 @@ class Scene:
 
     @staticmethod
     def replica(index: int, actor: FakeActor, node: str) -> FakeReplica:
-        return FakeReplica(index=index, actor=actor, placement=None, node=node)  # type: ignore[arg-type]
+        place = Whereabouts(node_id=node, address=node, pid=index, worker_id="")
+        return FakeReplica(index=index, actor=actor, placement=None, slot=index, place=place)  # type: ignore[arg-type]
 
     def ways(self, actor: int = 0) -> list[str]:
         return ["files" if shipment.paths else "changes" if shipment.base else "whole" for shipment in self.actors[actor].shipments]

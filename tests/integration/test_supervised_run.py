@@ -1,0 +1,189 @@
+"""One small run that is looked at, scaled, hurt and stopped while it goes on, by the commands that an operator has; then it goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pytest
+
+from cluster.metrics import read_metrics
+from tests.integration.conftest import ROOT, Descendants, Workshop, clean_environment
+
+PATIENCE_S = 120.0
+WORDS = (
+    "run.num_steps=100000", "rollout.num_actors=1", "cluster.num_cpus=4", "algorithm.max_staleness=2", "replay.mode=fresh",
+    "algorithm.updates_per_step=1", "checkpoint.every_steps=5", "supervision.heartbeat_s=1", "supervision.suspect_after=2",
+    "supervision.dead_after=5", "guard.enabled=false", "data.test_path=", "data.generate=quickstart",
+)  # fmt: skip
+
+
+class Running:
+    """A `rethinker train` in the background, and the other commands."""
+
+    def __init__(self, workshop: Workshop, name: str, *words: str) -> None:
+        self.folder = workshop.run_folder(name)
+        self.log = workshop.folder / f"{name}.out"
+        with self.log.open("w") as out:
+            self.process = subprocess.Popen(
+                workshop.command(name, *words), cwd=ROOT, env=clean_environment(), stdout=out, stderr=subprocess.STDOUT
+            )
+        self.descendants = Descendants(self.process.pid)
+
+    def ask(self, *words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "cluster", words[0], str(self.folder), *words[1:]]
+        return subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=90)
+
+    def status(self) -> dict[str, Any]:
+        done = self.ask("status", "--json")
+        assert done.returncode == 0, done.stderr + self.log.read_text()[-3000:]
+        return json.loads(done.stdout)
+
+    def until(self, what: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        deadline = time.monotonic() + PATIENCE_S
+        status: dict[str, Any] = {}
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.log.read_text()[-4000:]
+            status = self.status()
+            if condition(status):
+                return status
+        pytest.fail(f"not seen within {PATIENCE_S} s: {what}\n{json.dumps(status, indent=1)}\n{self.log.read_text()[-3000:]}")
+
+    def rollout_processes(self) -> list[psutil.Process]:
+        """Actors with a replica's name, youngest last."""
+        found = [process for process in self.descendants.alive() if "RolloutActor" in " ".join(process.cmdline())]
+        return sorted(found, key=lambda process: process.create_time())
+
+    @staticmethod
+    def engines(actor: psutil.Process) -> list[psutil.Process]:
+        return [child for child in actor.children(recursive=True) if child.name().startswith("VLLM")]
+
+
+@pytest.fixture(scope="module")
+def running(workshop: Workshop) -> Iterator[Running]:
+    run = Running(workshop, "supervised", *WORDS)
+    try:
+        deadline = time.monotonic() + 300
+        while "step 1/" not in run.log.read_text():
+            assert run.process.poll() is None and time.monotonic() < deadline, run.log.read_text()[-4000:]
+            time.sleep(0.5)
+        yield run
+    finally:
+        run.process.kill()
+        run.process.wait(30)
+
+
+def in_service(number: int) -> Callable[[dict[str, Any]], bool]:
+    return lambda status: status["rollouts"]["in_service"] == number
+
+
+def test_status_tells_people_and_programs(running: Running) -> None:
+    status = running.status()
+    assert status["run"] == "supervised" and status["phase"] == "training" and status["step"] >= 1 and status["age_s"] < 10
+    assert {(role["kind"], role["state"]) for role in status["roles"]} >= {("rollout", "healthy")}
+    table = running.ask("status").stdout
+    assert re.search(r"supervised +training +step \d+/100000", table) and "rollout 0" in table and "healthy" in table
+
+
+def test_a_killed_actor_is_replaced_and_reported(running: Running) -> None:
+    (actor,) = running.rollout_processes()
+    actor.kill()
+    status = running.until("a replacement", lambda s: s["num_deaths"] == 1 and in_service(1)(s))
+    (death,) = status["deaths"]
+    assert death["pid"] == actor.pid and death["node"] and "SYSTEM_ERROR" in death["cause"] and death["last_log_lines"]
+    assert next(role for role in status["roles"] if role["kind"] == "rollout")["restarts"] == 1
+    assert status["restarts_left"]["rollout"] == 15
+
+
+def test_scaled_up_and_hurt_in_three_ways_at_once_it_goes_on(running: Running) -> None:
+    """Two replicas: the engine of one is stopped by a signal, then both actors are killed."""
+    said = running.ask("scale", "--rollouts", "2")
+    assert said.returncode == 0 and "2 rollout actors instead of 1" in said.stdout
+    running.until("two replicas", in_service(2))
+    first, second = running.rollout_processes()
+    for engine in running.engines(second):
+        engine.send_signal(signal.SIGSTOP)
+    running.until("a suspect", lambda s: any(role["state"] == "suspect" for role in s["roles"]))
+    status = running.until("a replacement for the stopped engine", lambda s: s["num_deaths"] == 2 and in_service(2)(s))
+    assert "stopped" in status["deaths"][-1]["cause"]
+    for actor in running.rollout_processes():
+        actor.kill()
+    running.until("that it says so", lambda s: any("no rollout actor is in service" in notice for notice in s["notices"]))
+    step = running.until("both again", in_service(2))["step"]
+    running.until("two more steps", lambda s: s["step"] >= step + 2)
+    assert first.pid not in {process.pid for process in running.rollout_processes()}
+
+
+def test_to_none_and_back(running: Running) -> None:
+    assert running.ask("scale", "--rollouts", "0").returncode == 0
+    running.until("none", lambda s: in_service(0)(s) and s["rollouts"]["leaving"] == 0)
+    assert running.rollout_processes() == []
+    assert running.ask("scale", "--rollouts", "9").returncode == 0  # more than four CPUs hold
+    status = running.until("why there are no more", lambda s: any("wanted; free are" in notice for notice in s["notices"]))
+    assert status["rollouts"]["target"] == 9 and status["rollouts"]["starting"] >= 6
+    running.ask("scale", "--rollouts", "1")
+    step = running.until("one", lambda s: in_service(1)(s) and s["rollouts"]["starting"] == s["rollouts"]["leaving"] == 0)["step"]
+    running.until("two more steps", lambda s: s["step"] >= step + 2)
+    refused = running.ask("scale", "--rollouts", "5000")
+    assert refused.returncode == 2 and "5000 is no number of rollout actors" in refused.stderr
+
+
+def test_stopped_it_has_a_checkpoint_and_lost_and_doubled_nothing(running: Running) -> None:
+    said = running.ask("stop")
+    assert said.returncode == 0 and re.search(r"ends with a checkpoint once the step under way, \d+, is done", said.stdout)
+    assert running.process.wait(60) == 0, running.log.read_text()[-3000:]
+    running.descendants.must_be_gone()
+    step = read_metrics(running.folder / "metrics.jsonl")[-1]["step"]
+    assert (running.folder / "checkpoint" / f"step-{step:06d}").is_dir()
+    over = running.ask("status")
+    assert over.returncode == 2 and f"is over (stopped after step {step}" in over.stderr
+    rows = read_metrics(running.folder / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, step + 1))
+    assert [row["rollout/groups"] for row in rows] == [8] * step
+    assert max(row["staleness/max"] for row in rows) <= 2
+    groups = consumed(running.folder)
+    assert len(groups) == len(set(groups)) == 8 * step  # none lost, none twice
+
+
+def test_it_goes_on_from_there_and_too_many_deaths_end_it_with_the_first_cause(running: Running, workshop: Workshop) -> None:
+    before = read_metrics(running.folder / "metrics.jsonl")[-1]["step"]
+    again = Running(workshop, "supervised", *WORDS, "run.resume=true", "supervision.max_restarts=0")
+    try:
+        again.folder = running.folder
+        deadline = time.monotonic() + 180
+        while f"step {before + 2}/" not in again.log.read_text():
+            assert again.process.poll() is None and time.monotonic() < deadline, again.log.read_text()[-4000:]
+            time.sleep(0.5)
+        (actor,) = again.rollout_processes()
+        os.kill(actor.pid, signal.SIGKILL)
+        assert again.process.wait(90) == 1
+        told = again.log.read_text()
+        assert re.search(r"the run failed: RestartBudgetExceeded: rollout actor 0: its process ended .*supervision.max_restarts = 0", told)
+        again.descendants.must_be_gone()
+    finally:
+        again.process.kill()
+    rows = read_metrics(again.folder / "metrics.jsonl")
+    assert (again.folder / "checkpoint" / f"step-{rows[-1]['step']:06d}").is_dir()
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    groups = consumed(again.folder)
+    assert len(groups) == len(set(groups)) == 8 * len(rows)
+    assert "is over (failed: RestartBudgetExceeded: rollout actor 0" in again.ask("stop").stderr
+
+
+def consumed(folder: Path) -> list[str]:
+    """Group ids in the order in which steps consumed them."""
+    return [
+        group
+        for path in sorted((folder / "trajectories").glob("*.arrow"))
+        for group in pa.ipc.open_file(path).read_all().column("group_id").unique().to_pylist()
+    ]

@@ -1,0 +1,289 @@
+"""Supervision of a fleet without Ray: who is suspected, given up, replaced, added and let go."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError
+
+from cluster import supervision
+from cluster.deaths import Whereabouts
+from cluster.fleet import KIND, NoReplicaError, RolloutFleet
+from cluster.health import DeathReport, HealthBoard, RoleState
+from cluster.replica import Replica, ReplicaLostError
+from cluster.restarts import RestartBudget, RestartBudgetExceeded
+from cluster.supervision import Supervisor
+from conf.schema import Config, RolloutConfig, SupervisionConfig
+from learner.group import LearnerGroupError
+
+SETTINGS = SupervisionConfig(
+    heartbeat_s=0.05, suspect_after=2, dead_after=5, no_rollouts_timeout_s=0.4, drain_timeout_s=0.3, max_restarts=4
+)
+
+
+class Answer:
+    """A method of an actor."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.remote = call
+
+
+class FakeActor:
+    """Says how it is as it is told to."""
+
+    def __init__(self) -> None:
+        self.engine = "running"
+        self.silent = False
+        self.dead = False
+        self.closed = False
+        self.health, self.close, self.rollout = Answer(self._health), Answer(self._close), Answer(self._rollout)
+
+    async def _health(self) -> dict[str, str]:
+        if self.dead:
+            raise ActorDiedError
+        if self.silent:
+            await asyncio.sleep(3600)
+        return {"engine": self.engine}
+
+    async def _rollout(self, requests: list[Any]) -> list[Any]:
+        await asyncio.sleep(0.2)
+        return requests
+
+    async def _close(self) -> None:
+        self.closed = True
+
+
+class FakeReplica(Replica):
+    """Without Ray."""
+
+    def kill(self) -> None:
+        """No process to end."""
+
+
+class FakeFleet(RolloutFleet):
+    """Places replicas at once, unless a test holds them back."""
+
+    def _place(self, slot: int) -> Replica:
+        self.board.enter(KIND, slot, RoleState.starting)
+        replica = FakeReplica(index=self._placed, actor=FakeActor(), placement=None, slot=slot)  # type: ignore[arg-type]
+        self._placed += 1
+        return replica
+
+    async def _start(self, replica: Replica, version: int) -> None:
+        await asyncio.sleep(0.02)
+        if broken := getattr(self, "broken", None):
+            raise broken
+        replica.place = Whereabouts(node_id="n", address="10.0.0.1", pid=100 + replica.index, worker_id="w")
+
+
+class FakeTransport:
+    """Joins without weights."""
+
+    def __init__(self, fleet: FakeFleet) -> None:
+        self.fleet = fleet
+        self.failures: list[Exception] = []
+
+    async def join(self, slot: int, *, placed: Callable[..., Any]) -> Replica:
+        replica = await self.fleet.add(slot, placed=placed)
+        if self.failures:
+            self.fleet.abandon(replica, "no weights")
+            raise self.failures.pop(0)
+        self.fleet.enlist(replica)
+        return replica
+
+
+class Scene:
+    """A supervised fleet."""
+
+    def __init__(self, num_actors: int, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
+        config = Config(rollout=RolloutConfig(num_actors=num_actors), supervision=replace(SETTINGS, **settings))
+        self.board = HealthBoard()
+        self.fleet = FakeFleet(config, "model", None, board=self.board, supervised=True)
+        self.transport = FakeTransport(self.fleet)
+        self.budget = RestartBudget(max_restarts=config.supervision.max_restarts, window_s=60)
+        self.supervisor = Supervisor(config, self.fleet, self.transport, self.board, self.budget)  # type: ignore[arg-type]
+        self.places = asyncio.Event()
+        self.places.set()
+
+        async def ready(_: Any) -> None:
+            await self.places.wait()
+
+        async def report(role: str, cause: str, place: Whereabouts | None, **_: Any) -> DeathReport:
+            return DeathReport(role=role, cause=cause, pid=place.pid if place else None)
+
+        monkeypatch.setattr(supervision, "_ready", ready)
+        monkeypatch.setattr(supervision, "report_death", report)
+        monkeypatch.setattr(supervision, "_free_nodes", lambda: [])
+
+    def states(self) -> list[str]:
+        return [role.state.value for role in self.board.of(KIND)]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+
+def play(scene: Scene, story: Callable[[Scene], Any]) -> None:
+    async def run() -> None:
+        await scene.fleet.start(version=0)
+        supervising = asyncio.ensure_future(scene.supervisor.run())
+        telling = asyncio.ensure_future(story(scene))
+        await asyncio.wait({supervising, telling}, return_when=asyncio.FIRST_COMPLETED)
+        supervising.cancel()
+        if not telling.done():
+            telling.cancel()
+            supervising.result()
+        telling.result()
+        await asyncio.gather(supervising, return_exceptions=True)
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+
+
+def test_a_dead_actor_is_replaced_in_its_slot_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(scene: Scene) -> None:
+        first, second = scene.fleet.replicas
+        first.actor.dead = True
+        await scene.until(lambda: len(scene.fleet.replicas) == 2 and first not in scene.fleet.replicas)
+        assert scene.fleet.replicas[0] is second and scene.fleet.replicas[1].slot == first.slot
+        assert scene.states() == ["healthy", "healthy"] and scene.board.of(KIND)[0].restarts == 1
+        assert [death.pid for death in scene.board.deaths] == [100]
+        assert scene.budget.left(KIND) == 3
+
+    play(Scene(2, monkeypatch), story)
+
+
+@pytest.mark.parametrize("stalls", ["silent", "stopped"])
+def test_a_stalled_one_is_suspected_first_and_gets_no_prompts_then_it_is_given_up(monkeypatch: pytest.MonkeyPatch, stalls: str) -> None:
+    async def story(scene: Scene) -> None:
+        stalled, other = scene.fleet.replicas
+        if stalls == "silent":
+            stalled.actor.silent = True
+        else:
+            stalled.actor.engine = "stopped"
+        await scene.until(lambda: stalled.suspect)
+        assert scene.states() == ["suspect", "healthy"]
+        other.running = 100
+        assert await scene.fleet.rollout(["a"]) == ["a"] and other.running == 100 and stalled.running == 0  # type: ignore[list-item, comparison-overlap]
+        await scene.until(lambda: stalled.lost is not None)
+        assert "5 heartbeats of 0.05 s in a row" in str(stalled.lost)
+        await scene.until(lambda: len(scene.fleet.replicas) == 2)
+
+    play(Scene(2, monkeypatch), story)
+
+
+def test_a_suspect_that_answers_again_is_trusted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(scene: Scene) -> None:
+        (replica,) = scene.fleet.replicas
+        replica.actor.engine = "stopped"
+        await scene.until(lambda: replica.suspect)
+        replica.actor.engine = "running"
+        await scene.until(lambda: not replica.suspect)
+        assert scene.states() == ["healthy"] and replica.missed == 0 and not scene.fleet.lost
+
+    play(Scene(1, monkeypatch, dead_after=500), story)
+
+
+def test_an_engine_whose_process_is_gone_costs_its_actor_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(scene: Scene) -> None:
+        (replica,) = scene.fleet.replicas
+        replica.actor.engine = "gone"
+        await scene.until(lambda: replica.lost == "its engine's process is gone" and len(scene.fleet.replicas) == 1)
+
+    play(Scene(1, monkeypatch), story)
+
+
+def test_who_waits_for_a_replica_gets_the_successor(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(scene: Scene) -> None:
+        for replica in list(scene.fleet.replicas):
+            scene.fleet.lose(replica, "killed")
+        assert scene.fleet.absences == 1
+        assert await scene.fleet.rollout(["a"]) == ["a"]  # type: ignore[list-item, comparison-overlap]
+
+    play(Scene(2, monkeypatch), story)
+
+
+def test_having_none_is_waited_for_with_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(scene: Scene) -> None:
+        scene.places.clear()
+        scene.fleet.lose(scene.fleet.replicas[0], "killed")
+        with pytest.raises(NoReplicaError, match=r"waited 0.4 s for a rollout actor .*rollout actor 0: killed"):
+            await scene.fleet.rollout([])
+        assert "no rollout actor is in service" in scene.supervisor.notices()[0]
+
+    play(Scene(1, monkeypatch), story)
+
+
+def test_a_place_that_is_missing_is_told_with_demand_and_supply(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervision, "PENDING_NOTICE_S", 0.05)
+
+    async def story(scene: Scene) -> None:
+        scene.places.clear()
+        scene.supervisor.scale(3)
+        await scene.until(lambda: len(scene.supervisor.pending) == 2)
+        assert "2 x 1 CPU wanted; free are no nodes" in scene.supervisor.notices()[-1]
+        scene.supervisor.scale(1)
+        await scene.until(lambda: scene.supervisor.describe() == {"in_service": 1, "target": 1, "starting": 0, "leaving": 0})
+        assert scene.supervisor.notices() == [] and scene.states() == ["healthy"]
+        assert not scene.fleet.lost and scene.budget.left(KIND) == 4  # those that were not needed any more are no deaths
+
+    play(Scene(1, monkeypatch), story)
+
+
+def test_who_leaves_finishes_its_prompts_and_gets_no_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(scene: Scene) -> None:
+        rolling = asyncio.ensure_future(scene.fleet.rollout(["a"]))  # type: ignore[list-item]
+        await asyncio.sleep(0.01)
+        idle = scene.fleet.replicas[1]
+        scene.supervisor.scale(1)
+        await scene.until(lambda: scene.fleet.replicas == [scene.fleet.replicas[0]] and idle.lost is not None)  # the idle one
+        scene.supervisor.scale(0)
+        await scene.until(lambda: scene.supervisor.describe()["leaving"] == 1)
+        assert scene.states() == ["stale"]
+        assert await rolling == ["a"]  # type: ignore[comparison-overlap]
+        await scene.until(lambda: scene.states() == [])
+        scene.supervisor.scale(2)
+        await scene.until(lambda: len(scene.fleet.replicas) == 2)
+
+    play(Scene(2, monkeypatch), story)
+
+
+def test_who_takes_too_long_to_leave_gives_its_prompts_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(scene: Scene) -> None:
+        rolling = asyncio.ensure_future(scene.fleet.rollout(["a"]))  # type: ignore[list-item]
+        await asyncio.sleep(0.01)
+        scene.supervisor.scale(0)
+        with pytest.raises(ReplicaLostError, match="not needed any more"):
+            await rolling
+
+    play(Scene(1, monkeypatch, drain_timeout_s=0.02), story)
+
+
+def test_replicas_that_never_start_use_up_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(scene: Scene) -> None:
+        scene.fleet.broken = RuntimeError("no such driver")  # type: ignore[attr-defined]
+        scene.supervisor.scale(2)
+        await asyncio.sleep(10)
+
+    with pytest.raises(RestartBudgetExceeded, match=r"^rollout actor 1: it did not start: no such driver \(the first of 5"):
+        play(Scene(1, monkeypatch), story)
+
+
+def test_a_learner_that_fails_in_a_join_is_not_the_newcomer_s_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(scene: Scene) -> None:
+        scene.transport.failures = [LearnerGroupError("rank 0 died")]
+        scene.supervisor.scale(2)
+        await scene.until(lambda: len(scene.fleet.replicas) == 2)
+        assert scene.budget.left(KIND) == 4 and not scene.board.deaths
+
+    play(Scene(1, monkeypatch), story)
+
+
+@pytest.mark.parametrize("target", [-1, 5000])
+def test_a_number_that_cannot_be_meant_is_refused(monkeypatch: pytest.MonkeyPatch, target: int) -> None:
+    with pytest.raises(ValueError, match=f"{target} is no number of rollout actors"):
+        Scene(1, monkeypatch).supervisor.scale(target)
