@@ -27,6 +27,8 @@ from cluster.session import NAMESPACE
 
 CONNECT_TIMEOUT_S = 30.0  # joining a cluster takes a second or two
 PROBE_TIMEOUT_S = 5.0
+AUTH_MODE = "RAY_AUTH_MODE"
+TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,7 @@ class Contact:
     run: str
     address: str
     folder: Path | None = None  # None: only the name is known
+    auth_mode: str | None = None  # of the run's own connection; None: not known
 
 
 def announce(folder: RunFolder, run: str) -> None:
@@ -48,6 +51,7 @@ def announce(folder: RunFolder, run: str) -> None:
     contact = {
         "run": run,
         "address": ray.get_runtime_context().gcs_address,
+        "auth_mode": os.environ.get(AUTH_MODE),  # a command has to speak as the run does
         "namespace": NAMESPACE,
         "desk": desk_name(run),
         "host": socket.gethostname(),
@@ -86,7 +90,7 @@ def find(run: str, address: str | None) -> Contact:
     if folder.contact.is_file():
         contact = json.loads(folder.contact.read_text())
         _refuse_ended(folder, contact)
-        return Contact(run=contact["run"], address=address or contact["address"], folder=folder.path)
+        return Contact(run=contact["run"], address=address or contact["address"], folder=folder.path, auth_mode=contact.get("auth_mode"))
     if folder.config.is_file():
         raise RunUnreachable(f"{run} holds a run that is not running: it has no {folder.contact.name}; run.resume=true goes on with it")
     address = address or os.environ.get("RAY_ADDRESS")
@@ -117,6 +121,7 @@ def connected_to(contact: Contact) -> Iterator[ActorHandle]:
         RunUnreachable: when the cluster does not answer, refuses us, or has no such run.
     """
     _probe(contact.address)
+    _authenticate(contact)
     _join(contact.address)
     try:
         try:
@@ -139,6 +144,15 @@ def _probe(address: str) -> None:
         raise RunUnreachable(f"the cluster at {address} is not reachable: {error}") from None
 
 
+def _authenticate(contact: Contact) -> None:
+    """Use a token where the run does, or where one is given: with an address Ray doesn't look for one by itself."""
+    given = any(os.environ.get(name) for name in TOKEN_VARIABLES)
+    if AUTH_MODE not in os.environ and (contact.auth_mode == "token" or given):
+        from ray._private.authentication.authentication_token_setup import _enable_token_auth  # the variable alone is read too early
+
+        _enable_token_auth()
+
+
 def _join(address: str) -> None:
     """Connect in a thread, since a cluster that accepts connections and does not answer would hold us for minutes."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -157,9 +171,7 @@ def _join(address: str) -> None:
         raise RunUnreachable(f"the cluster at {address} accepted a connection and did not answer within {CONNECT_TIMEOUT_S:g} s")
     if failure:
         (error,) = failure
-        if isinstance(error, AuthenticationError) or "token" in str(error).lower():
-            raise RunUnreachable(
-                f"the cluster at {address} asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) as on its"
-                " head"
-            ) from error
-        raise RunUnreachable(f"the cluster at {address} can't be joined: {(str(error).splitlines() or [repr(error)])[0]}") from error
+        reason = (str(error).splitlines() or [repr(error)])[0]
+        if isinstance(error, AuthenticationError) or "token" in str(error).lower() or AUTH_MODE not in os.environ:
+            reason += "; where it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH as on its head"
+        raise RunUnreachable(f"the cluster at {address} can't be joined: {reason}") from error

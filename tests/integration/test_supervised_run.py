@@ -24,7 +24,7 @@ PATIENCE_S = 120.0
 WORDS = (
     "run.num_steps=100000", "rollout.num_actors=1", "cluster.num_cpus=4", "algorithm.max_staleness=2", "replay.mode=fresh",
     "algorithm.updates_per_step=1", "checkpoint.every_steps=5", "supervision.heartbeat_s=1", "supervision.suspect_after=2",
-    "supervision.dead_after=5", "guard.enabled=false", "data.test_path=", "data.generate=quickstart",
+    "supervision.dead_after=5", "guard.enabled=false", "evaluation.num_questions=8",
 )  # fmt: skip
 
 
