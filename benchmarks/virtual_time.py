@@ -1,7 +1,7 @@
 """An event loop whose waits cost nothing and whose computing costs what it costs: for simulations of a cluster on one core.
 
 When nothing is ready the clock jumps to the next timer; while something runs the clock goes on with the process's CPU time. What is
-computed for real (the controller, admission, the ledger) is therefore charged as on a driver with one core, what is only waited for is free.
+computed for real (the controller, admission, the ledger) is charged as on a driver with one core, what is only waited for is free.
 """
 
 from __future__ import annotations
