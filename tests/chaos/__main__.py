@@ -16,12 +16,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.chaos import faults as table_of_faults
+from tests.chaos import faults, rollout_faults
 from tests.chaos.accounting import Verdict, judge
 from tests.chaos.cluster import PrivateCluster
 from tests.chaos.faults import FAULTS, STEPS_AFTER, Fault
 from tests.chaos.report import table
 from tests.chaos.run import PROMPTS_PER_STEP, ChaosRun
+
+TABLES = (faults, rollout_faults)  # each enters its faults when it is imported
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -84,7 +86,7 @@ def inject(series: Sequence[Fault], *, folder: Path, seed: int, minutes: float =
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     end, rng = time.monotonic() + 60 * minutes, random.Random(f"{seed}/hits")
-    cluster = PrivateCluster()
+    cluster = PrivateCluster(num_cpus=3)  # a learner rank and two rollout actors: a third one has to go to another node
     run = ChaosRun(folder, cluster)
     try:
         cluster.start()
@@ -144,5 +146,4 @@ def suffer(run: ChaosRun, fault: Fault, rng: random.Random) -> dict[str, object]
 
 
 if __name__ == "__main__":
-    assert table_of_faults.FAULTS
     sys.exit(main())

@@ -1,0 +1,119 @@
+"""The faults of the rollout side: actors, their engines and graders, and the node that they are on."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import psutil
+
+from tests.chaos.faults import Injection, fault, killed
+from tests.chaos.run import ROOT, ChaosRun, kill
+
+COMMAND_TIMEOUT_S = 90
+
+
+def replaced(
+    run: ChaosRun, before: Sequence[psutil.Process], gone: Sequence[psutil.Process], what: str, role: str = "rollout"
+) -> Injection:
+    """Whole when as many of a role are there as before, without those that were hit, and each rollout actor has an engine.
+
+    Args:
+        run: that was hurt.
+        before: processes of the role before.
+        gone: those that were hit.
+        what: was hit, for the log.
+        role: of run.ROLES.
+
+    Returns:
+        The injection.
+    """
+
+    def whole() -> bool:
+        now = run.processes(role)
+        others = len(now) >= len(before) and not {process.pid for process in now} & {process.pid for process in gone}
+        return others and len(run.processes("engine")) >= len(run.processes("rollout"))
+
+    return Injection(hit=what, whole=whole)
+
+
+@fault("rollout actor: kill -9", weight=4)
+def rollout_actor(run: ChaosRun, rng: random.Random) -> Injection:
+    """Its prompts are issued again once; its successor serves after a weight sync."""
+    before = run.processes("rollout")
+    victim = rng.choice(before)
+    kill(victim)
+    return replaced(run, before, [victim], f"rollout {victim.pid}")
+
+
+@fault("engine process: kill -9", weight=4)
+def engine(run: ChaosRun, rng: random.Random) -> Injection:
+    """Its actor lives, and is replaced all the same."""
+    before = run.processes("engine")
+    victim = rng.choice(before)
+    kill(victim)
+    return replaced(run, before, [victim], f"engine {victim.pid}", role="engine")
+
+
+@fault("engine process: SIGSTOP", weight=2)
+def stopped_engine(run: ChaosRun, rng: random.Random) -> Injection:
+    """Nobody is dead, and nothing comes: suspected after missed heartbeats, then replaced."""
+    before = run.processes("engine")
+    victim = rng.choice(before)
+    victim.send_signal(signal.SIGSTOP)
+    return replaced(run, before, [victim], f"engine {victim.pid} stopped", role="engine")
+
+
+@fault("rollout actor: SIGSTOP", weight=1)
+def stopped_actor(run: ChaosRun, rng: random.Random) -> Injection:
+    """The same for the actor's own process, which then can't even say how it is."""
+    before = run.processes("rollout")
+    victim = rng.choice(before)
+    victim.send_signal(signal.SIGSTOP)
+    return replaced(run, before, [victim], f"rollout {victim.pid} stopped")
+
+
+@fault("all rollout actors at once: kill -9", weight=1)
+def all_rollout_actors(run: ChaosRun, rng: random.Random) -> Injection:
+    """Training goes on with what replay has, waits, and continues."""
+    before = run.processes("rollout")
+    for victim in before:
+        kill(victim)
+    return replaced(run, before, before, f"rollouts {[victim.pid for victim in before]}")
+
+
+@fault("grader process: kill -9", weight=3)
+def grader(run: ChaosRun, rng: random.Random) -> Injection:
+    """Its answer is graded again by its successor, or gets 0 with a reason."""
+    return killed(run, "grader", rng)
+
+
+@fault("node with a rollout actor: gone", weight=1, timeout_s=360)
+def node(run: ChaosRun, rng: random.Random) -> Injection:
+    """A second raylet is killed, and the third rollout actor with it; the run goes on and the actor is dropped when nobody wants it."""
+    before = run.processes("rollout")
+    raylet = run.cluster.add_node(num_cpus=1)
+    scale(run, len(before) + 1)  # the head is full
+    run.wait(lambda: len(run.processes("engine")) > len(before), 180, "a rollout actor on the second node")
+    step = run.steps_done
+    run.wait(lambda: run.steps_done > step, 120, "a step with the second node")
+    kill(raylet)
+    run.wait(lambda: len(run.processes("rollout")) == len(before), 60, "the node's actor to be gone")
+    scale(run, len(before))
+    return replaced(run, before, [], f"node of raylet {raylet.pid}")
+
+
+def scale(run: ChaosRun, rollouts: int) -> None:
+    """Ask the run for another number of rollout actors, as an operator does.
+
+    Args:
+        run: that is asked.
+        rollouts: wanted.
+    """
+    command = [sys.executable, "-m", "cluster", "scale", str(run.run_folder), "--rollouts", str(rollouts)]
+    done = subprocess.run(command, cwd=ROOT, env=run.cluster.environment, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
