@@ -71,6 +71,7 @@ class RolloutFleet:
     lost: list[Replica] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)  # set whenever a replica comes, goes or recovers
     absences: int = 0  # how often the last one in service was lost or let go
+    _absence_told: int = -1
     _placed: int = 0
 
     async def start(self, *, version: int) -> None:
@@ -212,7 +213,8 @@ class RolloutFleet:
         """
         timeout_s = self.config.supervision.no_rollouts_timeout_s
         deadline = time.monotonic() + timeout_s
-        if not self.replicas and self.supervised:
+        if not self.replicas and self.supervised and self._absence_told != self.absences:
+            self._absence_told = self.absences  # once, however many calls wait
             logger.warning("no rollout actor is in service: waiting up to %g s for one", timeout_s)
         while not any(not replica.suspect for replica in self.replicas):
             if not self.replicas:

@@ -22,6 +22,7 @@ from cluster.health import DeathReport, HealthBoard, RoleState
 from cluster.metrics import StateGauges
 from cluster.progress import Progress
 from cluster.restarts import RestartBudget
+from cluster.role_watch import RoleWatch
 from cluster.run_folder import RunFolder
 from cluster.supervision import Supervisor
 from cluster.waiting import first_cause
@@ -81,14 +82,21 @@ class RunControl:
             controller: of its steps.
             supervisor: of its rollout actors.
         """
+        settings = self._config.supervision
+        beats = {"heartbeat_s": settings.heartbeat_s, "suspect_after": settings.suspect_after}
+        replay = RoleWatch("replay", lambda: controller.replay.health.remote(), self.board, **beats)
         self._controller, self._supervisor = controller, supervisor
         self._supervising = asyncio.ensure_future(supervisor.run())
+        self._watching = asyncio.ensure_future(replay.run())
+        self.learner_works("all ranks have started")
 
     async def release(self) -> None:
         """End the supervision of a stage's roles, before they are closed; fine when there is none."""
         if self._supervising is not None:
             self._supervising.cancel()
-            await asyncio.gather(self._supervising, return_exceptions=True)
+            self._watching.cancel()
+            await asyncio.gather(self._supervising, self._watching, return_exceptions=True)
+            self.board.forget("learner", 0)
         self._supervising = self._supervisor = self._controller = None
 
     async def supervised(self, work: Awaitable[T]) -> T:

@@ -99,6 +99,7 @@ def _log_to(path: Path) -> None:
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
+    logging.getLogger("cluster").setLevel(logging.INFO)  # every change of a role's state
 
 
 class _Run:
@@ -222,7 +223,6 @@ class _Run:
             with self.progress.phase(f"restoring {checkpoint.name}"):
                 self.evaluations |= await load_checkpoint(checkpoint, self.controller, self.learner)
         transport, control = self.controller.transport, self.control
-        control.learner_works("all ranks have started")
         control.watch(self.controller, Supervisor(config, self.fleet, transport, control.board, control.budget))
 
     def _open_sinks(self) -> MetricSinks:

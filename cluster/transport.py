@@ -199,30 +199,47 @@ class NcclTransport:
         self._workers_per_actor = workers_per_actor
         self._connected: list[str] = []
         self._joining: list[tuple[Replica, asyncio.Future[None]]] = []
+        self._version = 0  # in service
+        self._lock = asyncio.Lock()  # one broadcast at a time
 
     async def deliver(self, version: int) -> SyncReport:
-        """See WeightTransport.deliver."""
+        """See WeightTransport.deliver; without anybody to receive it, the version waits for the first who joins."""
+        async with self._lock:
+            self._version = version
+            return await self._broadcast()
+
+    async def _broadcast(self) -> SyncReport:
         joining, self._joining = self._joining, []
         actors = {replica.name: replica.actor for replica in [*self._fleet.replicas, *(replica for replica, _ in joining)]}
+        if not actors:
+            return SyncReport(paused_s=0.0, sent_bytes=0, num_replicas=0)
         if list(actors) != self._connected:
             await self._learner.connect_broadcast(actors, workers_per_actor=self._workers_per_actor)
             self._connected = list(actors)
         begin = time.monotonic()
-        await self._learner.broadcast(version)
+        await self._learner.broadcast(self._version)
         paused_s = time.monotonic() - begin
         for replica, joined in joining:
-            self._fleet.enlist(replica)
-            joined.set_result(None)
+            if not joined.done():  # it may have been called off meanwhile
+                self._fleet.enlist(replica)
+                joined.set_result(None)
         expected = await self._probe.expected(self._learner) if self._probe is not None else None
         mismatch = await _mismatch(self._fleet, self._probe, expected)
         return SyncReport(paused_s=paused_s, sent_bytes=0, num_replicas=len(self._fleet.replicas), mismatch=mismatch)
 
     async def join(self, slot: int | None = None, *, placed: Callable[[Replica], Awaitable[None]] | None = None) -> Replica:
-        """See WeightTransport.join; a broadcast needs the learner, so the replica takes part in the next one."""
+        """See WeightTransport.join; a broadcast needs the learner, so the replica takes part in the next one.
+
+        While nobody samples there is none: no step comes without groups, and the learner waits for one. It broadcasts at once then.
+        """
         replica = await self._fleet.add(slot, placed=placed)
         joined: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._joining.append((replica, joined))
         try:
+            if not self._fleet.replicas:
+                async with self._lock:
+                    if not joined.done():
+                        await self._broadcast()
             await joined
         except BaseException as error:
             self._joining = [(other, future) for other, future in self._joining if other is not replica]

@@ -227,7 +227,7 @@ class TickingFleet:
     def __init__(self, replay: LocalReplay, *, ticks: Callable[[int], int], bad: Container[int] = (), lost: Container[int] = ()) -> None:
         self.version = 0
         self.busy = BusyClock()
-        self.absences, self.replicas = 0, [self]  # one that never goes
+        self.absences = 0
         self.replicas = [object(), object()]
         self._replay, self._ticks, self._bad, self._lost = replay, ticks, bad, lost
         self.handed_out: list[str] = []

@@ -20,10 +20,22 @@ handed_out: list[str] = []  # group ids in the order in which the last run's fle
 
 
 def run(
-    *, max_staleness: int, ticks, update_ticks: int, steps: int = 30, mode: ReplayMode = ReplayMode.none, bad=(), lost=(), batch_size=None
+    *,
+    max_staleness: int,
+    ticks,
+    update_ticks: int,
+    steps: int = 30,
+    mode: ReplayMode = ReplayMode.none,
+    bad=(),
+    lost=(),
+    batch_size=None,
+    stop_after=None,
+    draw_timeout_s=30,
+    hurt=None,
 ):
     """The steps' metrics, and what the steps consumed: (policy version, trajectory)."""
-    config = load_config("quickstart", ["algorithm.samples_per_prompt=2", "rollout.prompts_per_call=2", "replay.timeout_s=30"])
+    words = ["algorithm.samples_per_prompt=2", "rollout.prompts_per_call=2", f"replay.timeout_s={draw_timeout_s}"]
+    config = load_config("quickstart", words)
     config = dataclasses.replace(
         config,
         run=dataclasses.replace(config.run, num_steps=steps),
@@ -40,6 +52,8 @@ def run(
 
         async def after_step(step: int, metrics: dict[str, float]) -> None:
             rows.append(metrics)
+            if step == stop_after:
+                controller.stop()
 
         controller = Controller(
             config=config,
@@ -51,12 +65,14 @@ def run(
             bad_rows=BadRows(max_fraction=1.0),
             after_step=after_step,
         )
+        hurting = asyncio.ensure_future(hurt(fleet)) if hurt is not None else None
         await controller.run()
+        assert hurting is None or hurting.done()
         handed_out.extend(fleet.handed_out)
         return replay
 
     replay = asyncio.run(asyncio.wait_for(scenario(), 60))
-    assert len(rows) == steps
+    assert len(rows) == (stop_after or steps)
     assert max(row["replay/waiting_groups"] for row in rows) <= staleness_bound(config).groups_ahead
     return rows, replay.consumed
 
@@ -113,3 +129,31 @@ def test_prompts_of_a_lost_replica_are_issued_again_once_and_consumed_once(max_s
     assert len(repeated) >= 10 and max(Counter(handed_out).values()) == 2
     assert [trajectory.trajectory_id for _, trajectory in consumed] == [trajectory.trajectory_id for _, trajectory in ordinary]
     assert rows[-1]["replay/duplicate_groups"] >= 1
+
+
+def test_a_request_to_stop_ends_the_run_after_the_step_under_way():
+    rows, consumed = run(max_staleness=2, ticks=slow_ones, update_ticks=3, stop_after=7)
+    assert len(rows) == 7 and len(consumed) == 7 * PER_STEP * 2
+
+
+def test_a_draw_that_found_nothing_while_nobody_sampled_is_made_again():
+    """Its own deadline passes three times; how long one waits for somebody to sample is another one."""
+
+    async def nobody_for_a_while(fleet: TickingFleet) -> None:
+        back = asyncio.Event()
+        replicas, fleet.replicas, fleet.someone, roll_out = fleet.replicas, [], back.wait, fleet.rollout
+
+        async def rollout(requests):
+            await back.wait()
+            return await roll_out(requests)
+
+        fleet.rollout = rollout
+        await asyncio.sleep(0.5)
+        fleet.replicas = replicas
+        back.set()
+
+    rows, _ = run(max_staleness=0, ticks=slow_ones, update_ticks=3, draw_timeout_s=0.15, hurt=nobody_for_a_while)
+    assert len(rows) == 30
+    with pytest.raises(ExceptionGroup) as failure:  # somebody samples, only too slowly
+        run(max_staleness=0, ticks=lambda turn: 10**9, update_ticks=3, draw_timeout_s=0.15)
+    assert "fresh groups" in str(failure.value.exceptions[0])
