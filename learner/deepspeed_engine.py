@@ -157,6 +157,7 @@ class TrainingEngine:
         Raises:
             RuntimeError: when the last one isn't finished.
         """
+        folder.mkdir(parents=True, exist_ok=True)  # under ZeRO DeepSpeed puts its scripts there before any of our files
         self._engine.save_checkpoint(str(folder), tag=_CHECKPOINT_TAG, save_latest=False)
         self._files.begin()
 
