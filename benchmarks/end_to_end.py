@@ -36,6 +36,7 @@ from benchmarks.report import Series, conditions, table
 from cluster.metrics import read_metrics
 from conf.loading import load_config
 from conf.schema import Config
+from conf.sizes import in_lockstep
 from learner.deepspeed_engine import RankAddress
 from learner.worker import LearnerWorker
 from replay.actor import ReplayActor
@@ -157,7 +158,7 @@ async def _through_actor(actor: Any, config: Config, prompts: Sequence[Prompt], 
         RolloutRequest(group_id=f"{p.prompt_id}@{number}", turn=number * len(prompts) + i, prompt=p, seed=number * 1000 + i)
         for i, p in enumerate(prompts)
     ]
-    size = config.rollout.prompts_per_call
+    size = len(requests) if in_lockstep(config) else config.rollout.prompts_per_call  # as the controller hands them out
     await asyncio.gather(*(actor.rollout.remote(requests[i : i + size]) for i in range(0, len(requests), size)))
 
 
