@@ -85,7 +85,7 @@ class CheckpointWriter:
             self._pause(error)
             return
         # The ledger before replay: a group that arrives in between is owed and stored, and replay takes it once only.
-        state = {**controller.state(), "evaluations": evaluations, "accuracy": accuracy}
+        state = {**controller.state(), "evaluations": dict(evaluations), "accuracy": accuracy}
         deadline_s = controller.config.learner.timeout_s
         await answer_within(controller.replay.begin_snapshot.remote(), deadline_s, "the replay actor to copy its content")
         await controller.learner.survive(lambda: self._group.begin_checkpoint(str(writing / "learner")))

@@ -136,7 +136,7 @@ class LearnerGroup:
         Raises:
             LearnerGroupError: when rank 0 failed, doesn't answer, or has published nothing.
         """
-        return (await self._call("give out the whole weights", "whole_weights", [()]))[0]
+        return (await self._call("give out the whole weights", "whole_weights", [()], ends_group=False))[0]
 
     async def connect_broadcast(self, actors: Mapping[str, ActorHandle], *, workers_per_actor: int) -> None:
         """Meet the rollout engines for NCCL broadcasts, on a port of rank 0's node.
@@ -177,7 +177,7 @@ class LearnerGroup:
             CheckpointWriteError: when they can't be written; the group is sound.
             LearnerGroupError: naming the rank that failed or was waited for.
         """
-        failures = await self._on_all("write its checkpoint", "finish_checkpoint")
+        failures = await self._call("write its checkpoint", "finish_checkpoint", [()] * len(self._ranks), ends_group=False)
         if told := [f"rank {rank}: {failure}" for rank, failure in enumerate(failures) if failure is not None]:
             raise CheckpointWriteError("; ".join(told))
 
@@ -259,10 +259,13 @@ class LearnerGroup:
             raise ValueError(f"the learner group can't {task}: {len(shards)} shards for {self._config.learner.num_ranks} ranks")
         return await self._call(task, method, [(shard, step) for shard in shards])
 
-    async def _call(self, task: str, method: str, arguments: Sequence[tuple], timeout_s: float | None = None) -> list[Any]:
+    async def _call(
+        self, task: str, method: str, arguments: Sequence[tuple], timeout_s: float | None = None, *, ends_group: bool = True
+    ) -> list[Any]:
         """Call a method on the first ranks, one tuple of arguments each; all answers, or the end of the group.
 
-        A failure ends the wait: the other ranks would wait for the failed one until their own time-out.
+        A failure ends the wait: the other ranks would wait for the failed one until their own time-out. Calls in which no rank waits for
+        another leave the group as it is: the next step finds out what is left of it.
         """
         ranks = self._ranks
         if not ranks:
@@ -286,7 +289,7 @@ class LearnerGroup:
                 raise LearnerGroupError(f"waited {deadline_s:g} s for learner rank {late} to {task}")
             return [call.result() for call in calls]
         except LearnerGroupError:
-            if self._ranks is ranks:  # and not a successor's, while this call was still waiting for its predecessor
+            if ends_group and self._ranks is ranks:  # and not a successor's, while this call was still waiting for its predecessor
                 await self.close()
             raise
         finally:
