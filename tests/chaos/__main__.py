@@ -2,7 +2,8 @@
 
     python -m tests.chaos --seed 1 --faults 20 --folder runs/chaos --only "replay actor"
 
-A folder that holds a run is gone on with, so that a long series can be done in slices; the table is over all of them.
+A folder that holds a run is gone on with, at the fault at which it stopped, so that a long series can be done in slices; the table is
+over all of them.
 """
 
 from __future__ import annotations
@@ -46,11 +47,17 @@ def main(words: Sequence[str] | None = None) -> int:
     if os.getuid() != 0:
         print("a disk that is small enough to be filled can only be mounted by root: that fault is left out", file=sys.stderr)
         chosen = [fault for fault in chosen if fault is not FAULTS["disk full on the run folder"]]
-    series = draw(chosen, count=arguments.faults, seed=arguments.seed)
+    series = draw(chosen, count=arguments.faults, seed=arguments.seed)[done(arguments.folder) :]
     verdict = inject(series, folder=arguments.folder, seed=arguments.seed, minutes=arguments.minutes)
     rows = [json.loads(line) for line in (arguments.folder / "faults.jsonl").read_text().splitlines()]
     print(table(rows, verdict))
     return 0 if verdict.clean and all(row["recovered"] for row in rows) else 1
+
+
+def done(folder: Path) -> int:
+    """How many faults of its series a folder has behind it."""
+    log = folder / "faults.jsonl"
+    return len(log.read_text().splitlines()) if log.exists() else 0
 
 
 def draw(chosen: Sequence[Fault], *, count: int, seed: int) -> list[Fault]:

@@ -207,6 +207,7 @@ class ChaosRun:
             f"run.dir={self.run_folder}",
             "run.name=chaos",
             f"run.resume={str(resume).lower()}",
+            f"run.overwrite={str(not resume).lower()}",  # of a series that ended before its first checkpoint
             *self._overrides,
         ]
         return [sys.executable, "-m", "cluster", "train", str(ROOT / "conf/experiment/quickstart.yaml"), *words]
