@@ -20,6 +20,7 @@ from replay.snapshot import read_snapshot
 from tests.fakes import make_group
 
 ROOT = Path(__file__).parents[2]
+CONFIG = load_config("quickstart", [])  # once, for all the processes that are forked below
 
 
 class Call:
@@ -82,7 +83,7 @@ class Clock:
     """The controller's state between two steps."""
 
     def __init__(self, replay) -> None:
-        self.step, self.replay, self.learner, self.config = 0, replay, Surviving(), load_config("quickstart", [])
+        self.step, self.replay, self.learner, self.config = 0, replay, Surviving(), CONFIG
 
     def state(self):
         return {"step": self.step, "ledger": [self.step] * 3}
