@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -43,6 +44,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/chaos"))
     parser.add_argument("--only", nargs="*", default=[], help="rows of the table that contain one of these words")
     arguments = parser.parse_args(words)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cluster is ended, and what was acknowledged kept
     chosen = [fault for name, fault in FAULTS.items() if not arguments.only or any(word in name for word in arguments.only)]
     if os.getuid() != 0:
         print("a disk that is small enough to be filled can only be mounted by root: that fault is left out", file=sys.stderr)

@@ -94,6 +94,7 @@ class ChaosRun:
 
     def save(self) -> None:
         """Keep what was acknowledged for a later series."""
+        self.note_acknowledged()
         self.acknowledged.write(self.folder / "acknowledged.json")
 
     def load(self) -> None:
