@@ -20,6 +20,7 @@ CHANGEABLE_KEYS = (
     "run.num_steps",
     "run.resume",
     "run.auto_resume",
+    "run.stop_grace_s",
     "run.overwrite",
     "data.test_path",
     "data.max_bad_fraction",

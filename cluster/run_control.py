@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from cluster.contact import announce, sign_off
@@ -52,11 +52,13 @@ class RunControl:
         self.board = HealthBoard(StateGauges(config.run.name))
         self.budget = RestartBudget(max_restarts=settings.max_restarts, window_s=settings.restart_window_s)
         self.stopping = False
+        self.terminated = False
         self.metrics: dict[str, float] = {}  # of the newest step
         self.outcome = "failed"
         self._controller: Controller | None = None
         self._supervisor: Supervisor | None = None
         self._supervising: asyncio.Task[None] | None = None
+        self._deadline: asyncio.TimerHandle | None = None  # of the end after SIGTERM
         self._begin = time.time()
 
     async def __aenter__(self) -> RunControl:
@@ -92,6 +94,8 @@ class RunControl:
 
     async def release(self) -> None:
         """End the supervision of a stage's roles, before they are closed; fine when there is none."""
+        if self._deadline is not None:
+            self._deadline.cancel()  # the run ends by itself now
         if self._supervising is not None:
             self._supervising.cancel()
             self._watching.cancel()
@@ -148,6 +152,20 @@ class RunControl:
         if self.board.state_of("learner", 0) is not RoleState.restarting:
             self.board.enter("learner", 0, RoleState.dead, cause.splitlines()[0])
             self.board.enter("learner", 0, RoleState.restarting, "the group is built again")
+
+    def terminate(self, interrupt: Callable[[], object]) -> None:
+        """Take SIGTERM: end with a checkpoint as a request to stop does, if that is done soon; a second one interrupts at once.
+
+        Args:
+            interrupt: ends the run where it is; called after run.stop_grace_s, or now when no step has been made yet.
+        """
+        if self.terminated or self._controller is None:
+            interrupt()
+            return
+        self.stopping = self.terminated = True
+        logger.info("the run was sent SIGTERM")
+        self._controller.stop(at_once=True)
+        self._deadline = asyncio.get_running_loop().call_later(self._config.run.stop_grace_s, interrupt)
 
     def learner_works(self, reason: str) -> None:
         """Take in that the learner group does what it is there for.

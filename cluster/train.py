@@ -116,7 +116,7 @@ class _Run:
         """Prepare, build, evaluate, train, evaluate, report; a request to stop ends it after a step, with a checkpoint."""
         task = asyncio.current_task()
         assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.control.terminate, task.cancel)
         async with self.control:
             model_path = await prepare_model(self.config, self.progress)
             await self._stages(model_path)
@@ -167,6 +167,8 @@ class _Run:
 
     def _say_stopped(self) -> None:
         """Tell that the run ends because it was asked to."""
+        if self.control.terminated:
+            raise asyncio.CancelledError  # whoever sent the signal is not told that the run is done
         self.control.outcome = f"stopped after step {self.controller.step}"
         self.progress.say(f"the run has {self.control.outcome}, as it was asked to; run.resume=true goes on")
 

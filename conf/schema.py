@@ -46,6 +46,7 @@ class RunConfig:
     resume: bool = False  # go on from the newest checkpoint in the run folder
     auto_resume: bool = False  # go on where the run folder holds a run, start where it holds none: what a job that may be repeated needs
     overwrite: bool = False  # replace a run folder that already holds a run
+    stop_grace_s: float = 100.0  # what the step under way and its checkpoint may take after SIGTERM; Slurm's script gives 120 s
 
 
 @dataclass(frozen=True)
