@@ -16,153 +16,46 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
-import random
 import sys
 import time
 import tracemalloc
-from collections.abc import Coroutine
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import psutil
 import ray
 
 from actors.actor import RolloutReceipt
 from actors.worker import RolloutRequest
 from algorithms.rethinking import RethinkingCounts
 from algorithms.schema import to_record_batch
+from algorithms.types import Trajectory
 from benchmarks.report import conditions
+from benchmarks.simulated_roles import (
+    GROUP,
+    HEARTBEAT_S,
+    PROMPT_TOKENS,
+    RESPONSE_TOKENS,
+    SLOTS,
+    UPDATE_S_PER_TRAJECTORY,
+    Costs,
+    SimulatedFleet,
+    SimulatedLearner,
+    SimulatedReplay,
+)
 from benchmarks.timed_roles import TimedPrompts
 from benchmarks.virtual_time import VirtualLoop, simulate
 from cluster.bad_rows import BadRows
 from cluster.controller import Controller
 from cluster.ledger import PromptLedger
-from cluster.replica import BusyClock
-from cluster.transport import SyncReport
 from conf.loading import load_config
 from conf.schema import Config, ReplayConfig, ReplayMode
 from replay.actor import ReplayActor
 from tests.fakes import make_trajectory
 
 ACTORS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
-GROUP = 8  # samples of a prompt
-SLOTS = 256 // GROUP  # groups that an engine samples at once
-PROMPT_TOKENS, RESPONSE_TOKENS = 1500, 500  # a picture of a thousand tokens; the paper's mean response
-ITERATION_BASE_S, ITERATION_SHARE_S = 0.025, 0.00005  # of a 72B engine on 8 GPUs: memory-bound, a little more for each sequence
-SPREAD = 0.6  # of the logarithm of the response lengths
-MAX_TOKENS = 2048
-UPDATE_S_PER_TRAJECTORY = 0.09  # 6 x 72e9 x 2,000 tokens x 4/3 (checkpointing) on 32 GPUs of 4e14 useful FLOP/s
-SYNC_S = 8.0  # 144 GB by broadcast
-HEARTBEAT_S = 5.0
 SCENES = {"paper": (True, False), "no learner": (False, False), "wide": (False, True)}  # with the learner's time; batches that grow
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Measured on this machine, seconds."""
-
-    call_s: float  # of driver CPU for one rollout call and its receipt, Ray included
-    beat_s: float  # the same for a heartbeat
-    insert_s: float  # of the replay actor for one insert call of a group, besides its rows
-    row_s: float  # of the replay actor for one more row in a call
-    draw_s: float  # of the replay actor for one drawn row
-
-
-class SimulatedReplay:
-    """One server: inserts and draws take their measured time, one after the other; a draw waits for its groups."""
-
-    def __init__(self, costs: Costs, loop: VirtualLoop) -> None:
-        self._costs, self._loop = costs, loop
-        self._arrived = 0
-        self._free_at = 0.0
-        self.busy_s = 0.0
-        self._changed = asyncio.Event()
-
-    async def insert(self, rows: int) -> None:
-        """A group arrives."""
-        await self._serve(self._costs.insert_s + rows * self._costs.row_s)
-        self._arrived += 1
-        self._changed.set()
-
-    @property
-    def sample(self) -> SimulatedReplay:
-        """The method whose handle is asked for options."""
-        return self
-
-    def options(self, *, num_returns: int) -> SimulatedReplay:
-        """As Ray's."""
-        return self
-
-    def remote(self, **request: Any) -> tuple[Coroutine[Any, Any, dict[str, float]], str]:
-        """The draw, and the rank's rows."""
-        return self._draw(request["num_groups"], request["batch_size"] * request["num_updates"]), "rows"
-
-    async def _draw(self, groups: int, rows: int) -> dict[str, float]:
-        while self._arrived < groups:
-            self._changed.clear()
-            await self._changed.wait()
-        self._arrived -= groups
-        await self._serve(rows * self._costs.draw_s)
-        return {}
-
-    async def _serve(self, seconds: float) -> None:
-        now = self._loop.time()
-        self._free_at = max(now, self._free_at) + seconds
-        self.busy_s += seconds
-        await asyncio.sleep(self._free_at - now)
-
-
-class SimulatedFleet:
-    """Engines that take time: a group is done when the longest of its responses is, and waits while all slots are taken."""
-
-    def __init__(self, actors: int, replay: SimulatedReplay, costs: Costs, loop: VirtualLoop) -> None:
-        self._replay, self._costs, self._loop = replay, costs, loop
-        self.busy = BusyClock()
-        self.absences, self.replicas = 0, [None] * actors
-        self._slots = [asyncio.Semaphore(SLOTS) for _ in range(actors)]
-        self._running = np.zeros(actors, dtype=np.int64)  # prompts handed to each and not answered
-        self.finished = 0
-
-    async def rollout(self, requests: list[RolloutRequest]) -> RolloutReceipt:
-        """See RolloutFleet.rollout."""
-        begin = time.process_time()
-        number = int(self._running.argmin())
-        self._running[number] += len(requests)
-        self._loop.excuse(time.process_time() - begin)
-        self._loop.charge(self._costs.call_s)
-        await asyncio.gather(*(self._roll_out(number, request) for request in requests))
-        self._running[number] -= len(requests)
-        delivered = tuple(request.group_id for request in requests)
-        return RolloutReceipt(delivered=delivered, bad=(), generated_tokens=0, rethinking=RethinkingCounts(), busy_s=0.0)
-
-    async def _roll_out(self, number: int, request: RolloutRequest) -> None:
-        begin = time.process_time()
-        rng = random.Random(request.seed)
-        tokens = max(min(MAX_TOKENS, rng.lognormvariate(np.log(RESPONSE_TOKENS) - SPREAD**2 / 2, SPREAD)) for _ in range(GROUP))
-        load = min(SLOTS, int(self._running[number])) * GROUP
-        self._loop.excuse(time.process_time() - begin)
-        async with self._slots[number]:
-            await asyncio.sleep(tokens * (ITERATION_BASE_S + load * ITERATION_SHARE_S))
-        await self._replay.insert(GROUP)
-        self.finished += GROUP
-
-
-class SimulatedLearner:
-    """Updates and weight syncs that take time."""
-
-    def __init__(self, update_s: float, fleet: SimulatedFleet) -> None:
-        self._update_s, self._fleet = update_s, fleet
-
-    async def update(self, shards: Any, *, step: int) -> dict[str, float]:
-        """See LearnerGroup.update."""
-        await asyncio.sleep(self._update_s)
-        return {}
-
-    async def deliver(self, version: int) -> SyncReport:
-        """See WeightTransport.deliver."""
-        await asyncio.sleep(SYNC_S if self._update_s else 0.0)
-        return SyncReport(paused_s=0.0, sent_bytes=0, num_replicas=len(self._fleet.replicas))
 
 
 def one(actors: int, *, learner: bool, wide: bool, costs: Costs, steps: int) -> dict[str, float]:
@@ -291,44 +184,59 @@ async def _driver_costs(calls: int = 1500) -> tuple[float, float]:
 
 
 def _replay_costs() -> tuple[float, float, float]:
-    """The replay actor's own time for a call, for a row, and for a drawn row."""
+    """CPU seconds of the replay actor's process for a call, for a row in it, and for a drawn row; they don't depend on what else runs."""
     config = ReplayConfig(mode=ReplayMode.episode, max_trajectories=10**6, max_bytes=2**33, journal=False)
     replay = ReplayActor.remote(config, seed=1)
-    ray.get(replay.stats.remote())
+    process = psutil.Process(ray.get(replay.health.remote())["pid"])
     turn = 0
+
+    def cpu_of(references: Callable[[], Any]) -> float:
+        before = process.cpu_times()
+        ray.get(references())
+        after = process.cpu_times()
+        return after.user + after.system - before.user - before.system
 
     def insert(groups: int, calls: int) -> float:
         nonlocal turn
         batches = []
         for _ in range(calls):
-            names = [f"p{turn + i}" for i in range(groups)]
-            rows = to_record_batch(
-                make_trajectory(prompt_id=name, index=i, reward=float(i % 2), advantage=i % 2 - 0.5, correct=bool(i % 2),
-                                prompt_tokens=PROMPT_TOKENS, response_tokens=RESPONSE_TOKENS)
-                for name in names for i in range(GROUP)
-            )  # fmt: skip
-            batches.append((ray.put(rows), {f"{name}@0": turn + i for i, name in enumerate(names)}))
+            turns = {f"p{turn + i}@0": turn + i for i in range(groups)}
+            batches.append((ray.put(to_record_batch(_rows(turn, groups))), turns))
             turn += groups
-        begin = time.perf_counter()
-        ray.get([replay.insert.remote(rows, turns=turns) for rows, turns in batches])
-        return (time.perf_counter() - begin) / calls
+        return cpu_of(lambda: [replay.insert.remote(rows, turns=turns) for rows, turns in batches]) / calls
 
-    insert(1, 20)
-    single, many = insert(1, 200), insert(16, 30)
+    insert(1, 50)
+    single, many = insert(1, 400), insert(16, 50)
     row_s = max(1e-7, (many - single) / (15 * GROUP))
-    ray.get(replay.sample.remote(num_groups=100, batch_size=800, num_updates=1, policy_version=0))
-    begin = time.perf_counter()
-    ray.get(replay.sample.remote(num_groups=512, batch_size=512, num_updates=8, policy_version=0)[0])
-    draw_s = (time.perf_counter() - begin) / 4096
+    draws = (turn - 50) // 4
+
+    def draw() -> Any:
+        drawn = replay.sample.options(num_returns=2).remote(num_groups=draws, batch_size=draws * GROUP, policy_version=0)
+        return drawn[0]
+
+    ray.get(draw())
+    draw_s = cpu_of(lambda: [draw(), draw(), draw()]) / (3 * draws * GROUP)
     ray.kill(replay)
     return max(1e-7, single - GROUP * row_s), row_s, draw_s
+
+
+def _rows(first: int, groups: int) -> list[Trajectory]:
+    """Whole groups of the size that the paper's are, half of each right."""
+    return [
+        make_trajectory(
+            prompt_id=f"p{first + group}", index=index, reward=float(index % 2), advantage=index % 2 - 0.5, correct=bool(index % 2),
+            prompt_tokens=PROMPT_TOKENS, response_tokens=RESPONSE_TOKENS,
+        )
+        for group in range(groups)
+        for index in range(GROUP)
+    ]  # fmt: skip
 
 
 def main() -> None:
     """Measure, simulate, print Markdown and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--actors", nargs="*", type=int, default=list(ACTORS))
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     print(conditions("python -m benchmarks.scale " + " ".join(sys.argv[1:])))
@@ -341,9 +249,7 @@ def main() -> None:
     found: dict[str, dict[int, dict[str, float]]] = {}
     for name, (learner, wide) in SCENES.items():
         rows = found[name] = {}
-        print(
-            f"### {name}\n\n| actors | prompts a step | trajectories/s | learner | replay | driver | driver us/trajectory | ledger |"
-        )
+        print(f"### {name}\n\n| actors | prompts a step | trajectories/s | learner | replay | driver | driver us/trajectory | ledger |")
         print("|---|---|---|---|---|---|---|---|")
         for actors in arguments.actors:
             row = rows[actors] = one(actors, learner=learner, wide=wide, costs=costs, steps=arguments.steps)

@@ -13,6 +13,7 @@ from ray.exceptions import RayActorError
 
 from cluster.deaths import cause_of
 from cluster.health import DeathReport, HealthBoard, RoleState
+from cluster.restarts import RestartBudget
 from cluster.waiting import answer_within
 
 
@@ -25,18 +26,30 @@ class RoleWatch:
         board: hears of its states and deaths.
         heartbeat_s: between two questions.
         suspect_after: unanswered ones in a row.
+        budget: of restarts, which Ray's count against.
     """
 
     def __init__(
-        self, kind: str, ask: Callable[[], Awaitable[dict[str, Any]]], board: HealthBoard, *, heartbeat_s: float, suspect_after: int
+        self,
+        kind: str,
+        ask: Callable[[], Awaitable[dict[str, Any]]],
+        board: HealthBoard,
+        budget: RestartBudget,
+        *,
+        heartbeat_s: float,
+        suspect_after: int,
     ) -> None:
-        self._kind, self._ask, self._board = kind, ask, board
+        self._kind, self._ask, self._board, self._budget = kind, ask, board, budget
         self._heartbeat_s, self._suspect_after = heartbeat_s, suspect_after
         self._pid: int | None = None
         self._missed = 0
 
     async def run(self) -> None:
-        """Ask until cancelled."""
+        """Ask until cancelled.
+
+        Raises:
+            RestartBudgetExceeded: when it dies too often.
+        """
         try:
             while True:
                 await self.beat()
@@ -70,3 +83,4 @@ class RoleWatch:
         self._pid = None
         self._board.enter(self._kind, 0, RoleState.dead, cause)
         self._board.enter(self._kind, 0, RoleState.restarting, "Ray starts it again")
+        self._budget.spend(self._kind, f"{self._kind} actor: {cause}")

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from cluster.contact import announce, sign_off
@@ -86,10 +86,9 @@ class RunControl:
         """
         settings = self._config.supervision
         beats = {"heartbeat_s": settings.heartbeat_s, "suspect_after": settings.suspect_after}
-        replay = RoleWatch("replay", lambda: controller.replay.health.remote(), self.board, **beats)
+        replay = RoleWatch("replay", lambda: controller.replay.health.remote(), self.board, self.budget, **beats)
         self._controller, self._supervisor = controller, supervisor
-        self._supervising = asyncio.ensure_future(supervisor.run())
-        self._watching = asyncio.ensure_future(replay.run())
+        self._supervising = asyncio.ensure_future(_first_failure(supervisor.run(), replay.run()))
         self.learner_works("all ranks have started")
 
     async def release(self) -> None:
@@ -98,8 +97,7 @@ class RunControl:
             self._deadline.cancel()  # the run ends by itself now
         if self._supervising is not None:
             self._supervising.cancel()
-            self._watching.cancel()
-            await asyncio.gather(self._supervising, self._watching, return_exceptions=True)
+            await asyncio.gather(self._supervising, return_exceptions=True)
             self.board.forget("learner", 0)
         self._supervising = self._supervisor = self._controller = None
 
@@ -201,7 +199,7 @@ class RunControl:
             "deaths": [death.as_dict() for death in self.board.deaths[-20:]],
             "num_deaths": len(self.board.deaths),
             "notices": supervisor.notices() if supervisor is not None else [],
-            "restarts_left": {kind: self.budget.left(kind) for kind in ("rollout", "learner")},
+            "restarts_left": {kind: self.budget.left(kind) for kind in ("rollout", "learner", "replay")},
             "metrics": {name: value for name, value in self.metrics.items() if math.isfinite(value)},
         }
 
@@ -220,3 +218,16 @@ class RunControl:
         if nobody and not self._controller.in_step:
             return f"the run ends after step {self._controller.step} with a checkpoint: nobody samples for another one"
         return f"the run ends with a checkpoint once the step under way, {self._controller.step + 1}, is done"
+
+
+async def _first_failure(*loops: Coroutine[Any, Any, None]) -> None:
+    """Run endless loops side by side until one fails, with its own error and not with a group of one."""
+    tasks = [asyncio.ensure_future(loop) for loop in loops]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

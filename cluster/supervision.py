@@ -263,14 +263,19 @@ class Supervisor:
             while not ready.done():
                 await asyncio.wait({ready}, timeout=PENDING_NOTICE_S)
                 if not ready.done():
-                    wanted = [rollout_bundle(self._config)] * len(self._joining)
-                    why = demand_against_supply(wanted, await asyncio.to_thread(_free_nodes))
+                    self.pending[replica.slot] = why = await self._why_pending()
                     logger.warning("%s waits for a place: %s", replica.name, why)
-                    self.pending[replica.slot] = why
             ready.result()
         finally:
             ready.cancel()
             self.pending.pop(replica.slot, None)
+
+    async def _why_pending(self) -> str:
+        try:
+            nodes = await asyncio.to_thread(_free_nodes)
+        except Exception as error:  # the control store may be away for a while: that is no reason to give up the wait
+            return f"what the nodes have can't be read now: {cause_of(error)}"
+        return demand_against_supply([rollout_bundle(self._config)] * max(1, len(self._joining)), nodes)
 
 
 async def _ready(placement: PlacementGroup) -> Any:

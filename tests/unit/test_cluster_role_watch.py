@@ -2,9 +2,11 @@
 
 import asyncio
 
+import pytest
 from ray.exceptions import ActorUnavailableError
 
-from cluster.health import HealthBoard, RoleState
+from cluster.health import HealthBoard
+from cluster.restarts import RestartBudget, RestartBudgetExceeded
 from cluster.role_watch import RoleWatch
 
 
@@ -19,7 +21,7 @@ def test_each_death_is_reported_once_whether_or_not_it_was_seen():
             await asyncio.sleep(60)
         return {"pid": answer}
 
-    watch = RoleWatch("replay", ask, board, heartbeat_s=0.01, suspect_after=2)
+    watch = RoleWatch("replay", ask, board, RestartBudget(max_restarts=2, window_s=60), heartbeat_s=0.01, suspect_after=2)
 
     def states(*said):
         answers[:] = said
@@ -35,4 +37,6 @@ def test_each_death_is_reported_once_whether_or_not_it_was_seen():
     away = ActorUnavailableError("the actor is restarting", None)
     assert states(away, away, 9) == ["restarting", "restarting", "healthy"]
     assert [death.pid for death in board.deaths] == [7, 8]
-    assert board.of("replay")[0].restarts == 2 and board.state_of("replay", 0) is RoleState.healthy
+    with pytest.raises(RestartBudgetExceeded, match=r"^replay actor: its process ended, .* \(the first of 3"):
+        states(10)
+    assert board.of("replay")[0].restarts == 3
