@@ -176,13 +176,21 @@ class RolloutActor:
             self._outbox = Outbox(self._replay, timeout_s=config.replay.timeout_s)
         self._version = version
         self._state = "healthy"
+        return {**await self.whereabouts(), "start_s": time.monotonic() - begin}
+
+    @ray.method(concurrency_group="control")
+    async def whereabouts(self) -> dict[str, Any]:
+        """Say where this actor runs, also before it has started its engine: its log is there, if the start fails.
+
+        Returns:
+            Process, worker and node, as Ray names them, and the node's address.
+        """
         context = ray.get_runtime_context()
         return {
             "pid": os.getpid(),
             "worker": context.get_worker_id(),
             "node": context.get_node_id(),
             "address": ray.util.get_node_ip_address(),
-            "start_s": time.monotonic() - begin,
         }
 
     async def rollout(self, requests: list[RolloutRequest]) -> RolloutReceipt:

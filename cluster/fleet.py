@@ -378,9 +378,10 @@ class RolloutFleet:
         return Replica(index=index, actor=actor, placement=placement, slot=slot)
 
     async def _start(self, replica: Replica, version: int) -> None:
-        timeout_s, task = self.config.rollout.start_timeout_s, f"{replica.name} to start its engine"
-        said = await answer_within(replica.actor.start.remote(version), timeout_s, task)
+        deadline = time.monotonic() + self.config.rollout.start_timeout_s
+        said = await answer_within(replica.actor.whereabouts.remote(), deadline - time.monotonic(), f"{replica.name} to come up")
         replica.place = Whereabouts(node_id=said["node"], address=said["address"], pid=said["pid"], worker_id=said["worker"])
+        await answer_within(replica.actor.start.remote(version), deadline - time.monotonic(), f"{replica.name} to start its engine")
 
     async def _answer(self, replica: Replica, reference: Any, timeout_s: float, task: str) -> Any:
         """Await a replica's answer; its death, its engine's and a missed deadline cost the replica, nothing else."""
