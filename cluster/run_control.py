@@ -7,7 +7,6 @@ Owns what a status holds and how a request is answered. Must not know how steps 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import os
@@ -126,8 +125,7 @@ class RunControl:
             raise RuntimeError("supervision ended before the run")
         finally:
             working.cancel()
-            with contextlib.suppress(BaseException):
-                await working
+            await asyncio.gather(working, return_exceptions=True)
 
     def observe(self, metrics: dict[str, float]) -> None:
         """Take in a step.
