@@ -6,6 +6,7 @@ Owns cluster.json, the connection's deadline and the sentences that say why ther
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -16,14 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import psutil
 import ray
+from ray._private.grpc_utils import init_grpc_channel
 from ray.actor import ActorHandle
+from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from ray.exceptions import AuthenticationError
 
 from cluster.desk import desk_name
 from cluster.run_folder import RunFolder, RunUnreachable, write_json
 from cluster.session import NAMESPACE
+
+logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 30.0  # joining a cluster takes a second or two
 PROBE_TIMEOUT_S = 5.0
@@ -122,6 +128,7 @@ def connected_to(contact: Contact) -> Iterator[ActorHandle]:
     """
     _probe(contact.address)
     _authenticate(contact)
+    _refuse_a_wrong_token(contact.address)
     _join(contact.address)
     try:
         try:
@@ -151,6 +158,23 @@ def _authenticate(contact: Contact) -> None:
         from ray._private.authentication.authentication_token_setup import _enable_token_auth  # the variable alone is read too early
 
         _enable_token_auth()
+
+
+def _refuse_a_wrong_token(address: str) -> None:
+    """Ask the control store whether it talks to us: Ray tries for 20 s with a token that is not taken, and then says nothing of it."""
+    if address == "auto" or address.startswith("ray://"):
+        return
+    with init_grpc_channel(address) as channel:
+        store = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+        try:
+            store.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=PROBE_TIMEOUT_S)
+        except (grpc.RpcError, AuthenticationError) as error:
+            if isinstance(error, AuthenticationError) or error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                raise RunUnreachable(
+                    f"the cluster at {address} refuses this client: it asks for a token; set RAY_AUTH_MODE=token, and the cluster's token"
+                    " as RAY_AUTH_TOKEN or in a file that RAY_AUTH_TOKEN_PATH names (docs/security.md)"
+                ) from None
+            logger.info("the control store at %s does not say whether it is alive: %s", address, error.code())
 
 
 def _join(address: str) -> None:
