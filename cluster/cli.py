@@ -14,6 +14,7 @@ import typer
 
 from cluster.cli_words import AddressOption, ConfigArgument, OverridesArgument, RunArgument, checked, example, refusals
 from cluster.data_commands import data_app
+from cluster.ending import INTERRUPTED_EXIT_CODE, leave
 from cluster.run_folder import RunFolderError
 from conf.checks import check, check_evaluation, check_scoring
 from conf.loading import ConfigError, load_config, resolved_yaml
@@ -293,4 +294,9 @@ def print_config(
 
 def main() -> None:
     """Run the command and exit with its code."""
-    app()
+    try:
+        app()
+    except SystemExit as done:
+        if done.code == INTERRUPTED_EXIT_CODE:
+            leave(INTERRUPTED_EXIT_CODE)
+        raise

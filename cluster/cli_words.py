@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from cluster.ending import INTERRUPTED_EXIT_CODE
 from cluster.run_folder import RunFolderError, RunUnreachable
 from conf.checks import check
 from conf.loading import ConfigError, load_config, shipped_names
@@ -53,12 +54,14 @@ def example(*lines: str) -> str:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Turn what a user can put right into one sentence and exit code 2; everything else keeps its traceback."""
+    """Turn what a user can put right into one sentence and exit code 2, an interruption into 130; everything else keeps its traceback."""
     try:
         yield
     except (ConfigError, DataError, RunFolderError, RunUnreachable) as error:
         typer.echo(f"rethinker: {error}", err=True)
         raise typer.Exit(USAGE_EXIT_CODE) from error
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
 
 
 def checked(config: str, overrides: list[str] | None) -> Config:

@@ -5,7 +5,6 @@ Owns the cold start's cache. The supervised steps themselves are the learner's.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import os
 import shutil
@@ -15,6 +14,7 @@ import numpy as np
 import ray
 
 from algorithms.schema import to_record_batch
+from cluster import ending
 from cluster.progress import Progress
 from cluster.session import ray_session
 from conf.loading import config_hash
@@ -58,7 +58,7 @@ def run(config: Config) -> Path:
     progress = Progress()
     prepare_data(config, progress)
     with ray_session(config):
-        return asyncio.run(prepare_model(config, progress))
+        return ending.run(prepare_model(config, progress))
 
 
 async def prepare_model(config: Config, progress: Progress) -> Path:

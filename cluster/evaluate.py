@@ -6,7 +6,6 @@ can be done again by itself.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import hashlib
 import time
@@ -17,6 +16,7 @@ from typing import Any
 from actors.rethinking import evaluation_recipe_of
 from cluster.answering import Answerer, NobodyLeftError, QuestionDesk
 from cluster.coldstart import prepare_data
+from cluster.ending import INTERRUPTED_EXIT_CODE, run
 from cluster.evaluation_folder import AnswerRow, EvaluationFolder
 from cluster.fleet import Replica, RolloutFleet
 from cluster.progress import Countdown, Progress
@@ -29,7 +29,6 @@ from conf.schema import Config, Device, EvaluationMode, EvaluationPrompt
 from tasks.benchmarks.questions import Question
 
 FAILED_EXIT_CODE = 1
-INTERRUPTED_EXIT_CODE = 130
 KEEP_ROWS = 64  # answers of one file
 KEEP_SECONDS = 20.0  # answers are written at least so often
 _SAMPLED_BYTES = 65536  # of each sixteenth of a weights file: a digest of many gigabytes in a moment
@@ -81,7 +80,7 @@ def _answer(config: Config, model_path: Path, folder: EvaluationFolder, progress
         return
     config = engine_settings(config)
     with ray_session(config):
-        asyncio.run(_ask(config, str(model_path), folder, sets, progress))
+        run(_ask(config, str(model_path), folder, sets, progress))
 
 
 def engine_settings(config: Config) -> Config:

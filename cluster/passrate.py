@@ -17,6 +17,7 @@ from typing import Any
 from ray.exceptions import RayError
 
 from actors.worker import RolloutRequest
+from cluster.ending import INTERRUPTED_EXIT_CODE, run
 from cluster.evaluate import model_digest
 from cluster.fleet import Replica, RolloutFleet
 from cluster.progress import Progress
@@ -32,7 +33,6 @@ logger = logging.getLogger(__name__)
 COLUMN = "pass_rate"
 JOURNAL = "pass_rates.journal"
 FAILED_EXIT_CODE = 1
-INTERRUPTED_EXIT_CODE = 130
 REPORT_EVERY = 512  # prompts
 
 
@@ -122,7 +122,7 @@ def passrate(config: Config, model_path: Path, output: Path, *, samples: int) ->
         progress.say(f"{len(left)} of {len(dataset)} prompts to sample {samples} times")
         try:
             with ray_session(config):
-                asyncio.run(_sample(config, str(model_path), dataset, left, journal, progress))
+                run(_sample(config, str(model_path), dataset, left, journal, progress))
         except KeyboardInterrupt:
             progress.say(f"interrupted; what is known is in {output}, the same command goes on")
             return INTERRUPTED_EXIT_CODE

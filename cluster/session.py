@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import ray
 
+from cluster.ending import end_side_daemons, interruptible, local_processes
 from cluster.placement import Node, check_placement
 from conf.resources import placement_requests
 from conf.schema import Config
@@ -64,7 +65,7 @@ def free_nodes() -> list[Node]:
 
 @contextmanager
 def connected(config: Config) -> Iterator[None]:
-    """Connect to Ray without asking whether a run fits.
+    """Connect to Ray without asking whether a run fits. An interruption ends the block within seconds, whatever it is doing.
 
     Args:
         config: of the run.
@@ -76,19 +77,26 @@ def connected(config: Config) -> Iterator[None]:
     # Ray would otherwise set the number of threads for each worker by its CPUs; threads are settings of the roles
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
-    if address is None:
-        ray.init(
-            address="local",
-            namespace=NAMESPACE,
-            num_cpus=config.cluster.num_cpus,
-            object_store_memory=config.cluster.object_store_bytes,
-            include_dashboard=config.cluster.dashboard,
-            dashboard_host=config.cluster.dashboard_host,
-            log_to_driver=config.cluster.log_to_driver,
-        )
-    else:
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=config.cluster.log_to_driver)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with interruptible():
+        if address is None:
+            with local_processes():
+                try:
+                    ray.init(
+                        address="local",
+                        namespace=NAMESPACE,
+                        num_cpus=config.cluster.num_cpus,
+                        object_store_memory=config.cluster.object_store_bytes,
+                        include_dashboard=config.cluster.dashboard,
+                        dashboard_host=config.cluster.dashboard_host,
+                        log_to_driver=config.cluster.log_to_driver,
+                    )
+                    yield
+                finally:
+                    end_side_daemons()
+                    ray.shutdown()
+        else:
+            ray.init(address=address, namespace=NAMESPACE, log_to_driver=config.cluster.log_to_driver)
+            try:
+                yield
+            finally:
+                ray.shutdown()

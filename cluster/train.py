@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-import signal
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from cluster.checkpoint import CheckpointWriter, load_checkpoint
 from cluster.coldstart import prepare_data, prepare_model
 from cluster.compatibility import check_resumable, resumed_where_there_is_a_run
 from cluster.controller import Controller
+from cluster.ending import INTERRUPTED_EXIT_CODE, run
 from cluster.evaluation import held_out_questions, report
 from cluster.fleet import RolloutFleet
 from cluster.guard import CollapseGuard, RunCollapsed
@@ -51,7 +51,6 @@ logger = logging.getLogger(__name__)
 ENGINES = ("ray", "torch", "transformers", "deepspeed", "pyarrow")
 BEFORE, AFTER = "before training", "after training"  # names of evaluations
 FAILED_EXIT_CODE = 1
-INTERRUPTED_EXIT_CODE = 130
 START_TIMEOUT_S = 60.0  # of the replay actor: a process that imports Arrow
 
 
@@ -81,8 +80,9 @@ def train(config: Config) -> int:
             _log_to(folder.log)
             write_atomically(folder.config, resolved_yaml(config))
             prepare_data(config, progress)
-            asyncio.run(_Run(config, folder, progress).run())
-    except (KeyboardInterrupt, asyncio.CancelledError):
+            job = _Run(config, folder, progress)
+            run(job.run(), on_sigterm=job.control.terminate)
+    except KeyboardInterrupt:
         progress.say(f"interrupted; run.resume=true goes on from the newest checkpoint in {folder.checkpoints}")
         return INTERRUPTED_EXIT_CODE
     except (ConfigError, DataError):
@@ -114,9 +114,6 @@ class _Run:
 
     async def run(self) -> None:
         """Prepare, build, evaluate, train, evaluate, report; a request to stop ends it after a step, with a checkpoint."""
-        task = asyncio.current_task()
-        assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.control.terminate, task.cancel)
         async with self.control:
             model_path = await prepare_model(self.config, self.progress)
             await self._stages(model_path)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 COMMAND_TIMEOUT_S = 420.0
+INTERRUPTION_S = 10.0  # that Ctrl-C may take, the end of every process included
 MARK = "RETHINKER_TEST"  # in the environment of every process that a test's command starts
 
 
@@ -97,6 +101,55 @@ def asynchronous_run(workshop: Workshop, train) -> tuple[Path, str]:
     )
     assert result.returncode == 0, result.stdout[-4000:]
     return workshop.run_folder("async"), result.stdout
+
+
+@pytest.fixture(scope="session")
+def cold_start(workshop: Workshop, asynchronous_run) -> Path:
+    """The model that the first run started from; its data lie beside it, in the workshop's folder."""
+    (model,) = (path for path in (workshop.folder / "coldstart").iterdir() if not path.name.startswith("."))
+    return model
+
+
+def interrupted(command: list[str], *, when: Callable[[str], bool], timeout_s: float = 300.0) -> str:
+    """Run a command, press Ctrl-C, and see that it ends with exit code 130 in the time promised and with all its processes.
+
+    The signal goes to the whole process group, as a terminal's does.
+
+    Args:
+        command: that is to be interrupted.
+        when: asked of every line of its output, and of an empty one several times a second.
+        timeout_s: for that moment to come.
+
+    Returns:
+        What it wrote.
+    """
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=clean_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    started = Descendants(process.pid)
+    written: list[str] = []
+    assert process.stdout is not None
+    reading = threading.Thread(target=lambda: written.extend(iter(process.stdout.readline, "")))
+    reading.start()
+    try:
+        deadline, seen = time.monotonic() + timeout_s, 0
+        while not when(written[seen] if seen < len(written) else ""):
+            seen = min(seen + 1, len(written))
+            assert process.poll() is None, "".join(written)
+            assert time.monotonic() < deadline, f"nothing to interrupt within {timeout_s} s: {''.join(written)}"
+            if seen == len(written):
+                time.sleep(0.02)
+        assert {"raylet", "gcs_server"} <= {role.name() for role in started.alive()}  # what must be gone later is seen now
+        os.killpg(process.pid, signal.SIGINT)
+        begin = time.monotonic()
+        process.wait(60)
+        assert time.monotonic() - begin < INTERRUPTION_S, f"Ctrl-C took {time.monotonic() - begin:.1f} s"
+    finally:
+        process.kill()
+        reading.join(30)
+    started.must_be_gone(grace_s=max(0.0, INTERRUPTION_S - (time.monotonic() - begin)))
+    assert process.returncode == 130, "".join(written)
+    return "".join(written)
 
 
 def free_port() -> int:

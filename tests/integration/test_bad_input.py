@@ -1,7 +1,8 @@
-"""Data that can't be used, on its way through a real run: counted, named once, skipped; too much of it ends the run."""
+"""What ends a run and what doesn't: bad rows are counted, named once and skipped; too many of them, or a collapse, end it."""
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -46,37 +47,51 @@ def spoil(source: Path, target: Path, *, keep: int) -> None:
     pq.write_table(table.set_column(table.schema.get_field_index("question"), "question", damaged), target / "data.parquet")
 
 
+def words(folder: Path, model: Path) -> list[str]:
+    return ["data.generate=", f"data.path={folder}", f"model.path={model}", "coldstart.steps=0", "evaluation.num_questions=8"]
+
+
 @pytest.fixture(scope="module")
-def spoiled(workshop: Workshop, train) -> Path:
-    """The spoiled copy; the run that made the data also made the cold start's model."""
-    assert train("clean", "run.num_steps=1").returncode == 0
-    target = workshop.folder / "spoiled"
-    spoil(workshop.folder / "data" / "train", target, keep=27)
-    return target
+def troubled(workshop: Workshop, train, cold_start: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run that meets each bad row about three times, and then its guard: its folder and what it said.
+
+    No effective sample size reaches 1 with stale batches, so with that threshold every step counts as collapsed.
+    """
+    spoil(workshop.folder / "data" / "train", data := tmp_path_factory.mktemp("troubled") / "data", keep=11)
+    guard = ("algorithm.max_staleness=1", "guard.min_ess=1", "guard.window_steps=4", "checkpoint.every_steps=1")
+    result = train("troubled", *words(data, cold_start), *guard, "run.num_steps=12", "data.max_bad_fraction=0.5")
+    assert result.returncode == 1, result.stdout[-4000:]
+    return workshop.run_folder("troubled"), result.stdout
 
 
-def words(spoiled: Path, workshop: Workshop) -> list[str]:
-    model = next(path for path in (workshop.folder / "coldstart").iterdir() if not path.name.startswith("."))
-    return ["data.generate=", f"data.path={spoiled}", f"model.path={model}", "coldstart.steps=0", "evaluation.num_questions=8"]
-
-
-def test_bad_rows_are_counted_named_once_and_skipped(spoiled: Path, workshop: Workshop, train):
-    result = train("spoiled", *words(spoiled, workshop), "run.num_steps=12", "data.max_bad_fraction=0.2")
-    assert result.returncode == 0, result.stdout[-4000:]
-    folder = workshop.run_folder("spoiled")
+def test_bad_rows_are_counted_named_once_and_skipped(troubled: tuple[Path, str]):
+    folder, _ = troubled
     log = (folder / "log.txt").read_text()
     for row_id, reason in BAD.items():
         named = [line for line in log.splitlines() if f"skipped {row_id}:" in line]
-        assert len(named) == 1 and reason in named[0], (row_id, named)  # 12 steps of 8 prompts visit each row three times
-    assert read_metrics(folder / "metrics.jsonl")[-1]["data/bad_rows"] == len(BAD)
+        assert len(named) == 1 and reason in named[0], (row_id, named)
+    steps = read_metrics(folder / "metrics.jsonl")
+    assert steps[-1]["data/bad_rows"] == len(BAD)
     tables = [pa.ipc.open_file(path).read_all() for path in sorted((folder / "trajectories").glob("*.arrow"))]
     trajectories = [trajectory for table in tables for trajectory in from_arrow(table)]
-    seen = {trajectory.prompt_id for trajectory in trajectories}
-    assert not seen & BAD.keys()
-    assert len(trajectories) == 12 * 8 * 4  # every step had its full number of groups
+    assert not {trajectory.prompt_id for trajectory in trajectories} & BAD.keys()
+    assert len(trajectories) == len(steps) * 8 * 4  # every step had its full number of groups
+    assert len(steps) * 8 > 2 * (11 + len(BAD))  # of several passes over the rows
 
 
-def test_too_many_bad_rows_end_the_run_with_the_first_of_them(spoiled: Path, workshop: Workshop, train):
-    result = train("too-bad", *words(spoiled, workshop), "run.num_steps=12", "data.max_bad_fraction=0.02")
+def test_a_collapse_stops_the_run_and_keeps_the_checkpoint_from_before(troubled: tuple[Path, str]):
+    folder, said = troubled
+    message = r"RunCollapsed: the median of ratio/ess over 4 steps is [0-9.]+, below guard.min_ess = 1; .*step-\d+ is from before"
+    assert re.search(message, said)
+    last = read_metrics(folder / "metrics.jsonl")[-1]["step"]
+    kept = max(int(path.name.removeprefix("step-")) for path in (folder / "checkpoint").iterdir())
+    assert kept < last - 1 and last < 12
+
+
+def test_too_many_bad_rows_end_the_run_with_the_first_of_them(workshop: Workshop, cold_start: Path, train, tmp_path: Path):
+    """Those that can't even be read end it before an engine starts; the others as they turn up (tests/unit/test_cluster_bad_rows.py)."""
+    spoil(workshop.folder / "data" / "train", tmp_path / "data", keep=80)
+    result = train("too-bad", *words(tmp_path / "data", cold_start), "data.max_bad_fraction=0.02")
     assert result.returncode == 1
     assert "data.max_bad_fraction" in result.stdout and any(row_id in result.stdout for row_id in BAD)
+    assert "starting the replay" not in result.stdout

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from cluster.metrics import read_metrics
-from tests.integration.conftest import ROOT, Descendants, Workshop, clean_environment
+from tests.integration.conftest import ROOT, Descendants, Workshop, clean_environment, interrupted
 
 # A longer cold start than the other tests': every step has something to learn from, so that a difference would go on into the weights.
 WORDS = (
@@ -32,34 +31,20 @@ RAY_AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}  # they look for th
 pytestmark = pytest.mark.timeout(1200)  # two fixtures make four starts between them
 
 
-def until_step(workshop: Workshop, step: int, how: signal.Signals, *words: str) -> tuple[int, str]:
-    """Run the command and end it after a step, and see that nothing of it is left; its exit code and what it said afterwards."""
-    process = subprocess.Popen(
-        workshop.command("resumed", *WORDS, *words),
-        cwd=ROOT,
-        env=clean_environment(),
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+def killed(command: list[str], *, after: str) -> None:
+    """Run a command, kill it after the line of a step, and see that nothing of it is left."""
+    process = subprocess.Popen(command, cwd=ROOT, env=clean_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     started = Descendants(process.pid)
     assert process.stdout is not None
     deadline = time.monotonic() + 300
     for line in process.stdout:
-        assert time.monotonic() < deadline, f"no step {step} within 300 s"
-        if line.startswith(f"step {step}/"):
+        assert time.monotonic() < deadline, f"no {after} within 300 s"
+        if line.startswith(after):
             break
-    assert {"raylet", "gcs_server"} <= {role.name() for role in started.alive()}  # what must be gone later is seen now
-    process.send_signal(how)
-    begin = time.monotonic()
-    rest, _ = process.communicate(timeout=60)
-    assert how is signal.SIGKILL or time.monotonic() - begin < 20  # Ten seconds are promised and four the rule.
-    if how is signal.SIGKILL:
-        _, alive = psutil.wait_procs([role for role in started.alive() if role.name()[:15] not in {a[:15] for a in RAY_AGENTS}], timeout=30)
-        assert not alive, f"left behind: {[(role.pid, role.name()) for role in alive]}"
-    else:
-        started.must_be_gone()
-    return process.returncode, rest
+    process.kill()
+    process.communicate(timeout=60)
+    _, alive = psutil.wait_procs([role for role in started.alive() if role.name()[:15] not in {a[:15] for a in RAY_AGENTS}], timeout=30)
+    assert not alive, f"left behind: {[(role.pid, role.name()) for role in alive]}"
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +57,9 @@ def whole(workshop: Workshop, train) -> Path:
 @pytest.fixture(scope="module")
 def resumed(workshop: Workshop, train) -> Path:
     """Ended after step 3 by Ctrl-C, after step 7 of its successor by kill -9, each of them a step after the newest checkpoint."""
-    code, rest = until_step(workshop, 3, signal.SIGINT)
-    assert code == 130 and "run.resume=true" in rest
-    code, _ = until_step(workshop, 7, signal.SIGKILL, "run.resume=true")
-    assert code == -signal.SIGKILL
+    said = interrupted(workshop.command("resumed", *WORDS), when=lambda line: line.startswith("step 3/"))
+    assert "run.resume=true" in said
+    killed(workshop.command("resumed", *WORDS, "run.resume=true"), after="step 7/")
     result = train("resumed", *WORDS, "run.resume=true")
     assert result.returncode == 0 and "restoring step-000006" in result.stdout, result.stdout[-4000:]
     refused = train("resumed", *WORDS, "run.resume=true", "learner.num_ranks=2")

@@ -107,17 +107,3 @@ def test_the_trained_model_is_evaluated_by_the_command(asynchronous_run, worksho
     final = json.loads((folder / "summary.json").read_text())["final"]
     assert again["scored"] == 40
     assert again["accuracy_lenient"] == pytest.approx(final["accuracy_lenient"], abs=0.05)  # greedy; batches differ in rounding only
-
-
-def test_a_collapse_stops_the_run_and_keeps_the_checkpoint_from_before(workshop: Workshop, train):
-    """No effective sample size reaches 1 with stale batches, so with that threshold every step counts as collapsed."""
-    words = ("run.num_steps=12", "checkpoint.every_steps=1", "algorithm.max_staleness=1", "guard.min_ess=1", "guard.window_steps=4")
-    result = train("collapsed", *words)
-    assert result.returncode == 1
-    assert re.search(
-        r"RunCollapsed: the median of ratio/ess over 4 steps is [0-9.]+, below guard.min_ess = 1; .*step-\d+ is from before", result.stdout
-    )
-    folder = workshop.run_folder("collapsed")
-    last = read_metrics(folder / "metrics.jsonl")[-1]["step"]
-    kept = max(int(path.name.removeprefix("step-")) for path in (folder / "checkpoint").iterdir())
-    assert kept < last - 1 and last < 12

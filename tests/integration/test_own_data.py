@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
-from tests.integration.conftest import ROOT, Descendants, Workshop, clean_environment
+from tests.integration.conftest import ROOT, Workshop, clean_environment, interrupted
 
 SAMPLES = 4
 PROMPTS = 48
 
 
-@pytest.fixture(scope="module")
-def model(workshop: Workshop, train) -> Path:
-    """A model that knows some answers; the run that makes it makes the data, too."""
-    assert train("rated", "run.num_steps=1").returncode == 0
-    return next(path for path in (workshop.folder / "coldstart").iterdir() if not path.name.startswith("."))
-
-
-def test_a_task_of_one_s_own_is_read_mixed_and_scored(workshop: Workshop, model: Path, train) -> None:
+def test_a_task_of_one_s_own_is_read_mixed_and_scored(workshop: Workshop, cold_start: Path, train) -> None:
     words = ["data.generate=", "data.path=40", "data.test_path=8", "data.reader=tests.own_task.rows", "data.scorer=tests.own_task.score"]
-    words += ["data.category_weights={even: 3, odd: 1}", f"model.path={model}", "coldstart.steps=0", "run.num_steps=1"]
+    words += ["data.category_weights={even: 3, odd: 1}", f"model.path={cold_start}", "coldstart.steps=0", "run.num_steps=1"]
     result = train("own", *words)
     assert result.returncode == 0, result.stdout
     folder = workshop.run_folder("own")
@@ -40,7 +30,7 @@ def test_a_task_of_one_s_own_is_read_mixed_and_scored(workshop: Workshop, model:
     assert any(row["reward"] == 0.5 and not row["correct"] for row in found)
 
 
-def test_passrate_is_resumable_and_select_drops_the_easy_ones(workshop: Workshop, model: Path, tmp_path: Path) -> None:
+def test_passrate_is_resumable_and_select_drops_the_easy_ones(workshop: Workshop, cold_start: Path, tmp_path: Path) -> None:
     table = pq.read_table(workshop.folder / "data" / "train" / "data.parquet")
     source = tmp_path / "source"
     source.mkdir()
@@ -49,17 +39,9 @@ def test_passrate_is_resumable_and_select_drops_the_easy_ones(workshop: Workshop
     output, journal = tmp_path / "rated", tmp_path / "rated" / "pass_rates.journal"
     command = [sys.executable, "-m", "cluster", "data", "passrate", "quickstart", str(output)]
     words = [*workshop.overrides, "data.generate=", f"data.path={source}", "rollout.prompts_per_call=4"]
-    command += [*words, "--model", str(model), "--samples", str(SAMPLES)]
+    command += [*words, "--model", str(cold_start), "--samples", str(SAMPLES)]
 
-    first = subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    started = Descendants(first.pid)
-    deadline = time.monotonic() + 240
-    while not (journal.exists() and journal.read_bytes().count(b"\n") > 4):
-        assert first.poll() is None and time.monotonic() < deadline, "no pass rate within 240 s"
-        time.sleep(0.05)
-    first.send_signal(signal.SIGINT)
-    assert first.wait(timeout=60) in (0, 130)
-    started.must_be_gone()
+    interrupted(command, when=lambda _: journal.exists() and journal.read_bytes().count(b"\n") > 4)
     known = journal.read_bytes()
 
     second = subprocess.run(command, cwd=ROOT, env=clean_environment(), text=True, capture_output=True, timeout=300, check=False)

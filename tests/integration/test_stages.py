@@ -1,17 +1,16 @@
-"""A run in two stages: steps and settings follow on, forced rethinking happens in the second, and it is resumed between and inside them."""
+"""A run in two stages: steps and settings follow on, forced rethinking happens in the second, and it is resumed between them."""
 
 from __future__ import annotations
 
+import itertools
 import json
-import shutil
 from pathlib import Path
 
 import pyarrow as pa
-import pytest
 
 from algorithms.schema import from_arrow
 from cluster.metrics import read_metrics
-from tests.integration.conftest import Workshop
+from tests.integration.conftest import Workshop, interrupted
 
 WORDS = (
     "run.stages=['name=grpo steps=2','name=rethinking steps=2 rethinking.enabled=true rethinking.fraction=1']",
@@ -24,11 +23,17 @@ WORDS = (
 )
 
 
-@pytest.fixture(scope="module")
-def staged(workshop: Workshop, train) -> Path:
-    result = train("staged", *WORDS)
+def test_interrupted_between_the_stages_and_resumed(workshop: Workshop, cold_start: Path, train) -> None:
+    """While the second stage's engines start; the first one's have ended by then."""
+    starts = itertools.count(1)
+    said = interrupted(workshop.command("staged", *WORDS), when=lambda line: "starting the replay" in line and next(starts) == 2)
+    assert "after stage grpo" not in said and "run.resume=true" in said
+    result = train("staged", *WORDS, "run.resume=true")
     assert result.returncode == 0, result.stdout[-4000:]
-    return workshop.run_folder("staged")
+    assert "restoring step-000002" in result.stdout and "training grpo" not in result.stdout
+    folder = workshop.run_folder("staged")
+    check_run(folder)
+    check_trajectories(folder)
 
 
 def check_run(folder: Path) -> None:
@@ -52,10 +57,9 @@ def check_run(folder: Path) -> None:
     assert "## Examples" in (folder / "rethinking.md").read_text()
 
 
-def test_stages_follow_each_other(staged: Path) -> None:
-    check_run(staged)
+def check_trajectories(folder: Path) -> None:
     forced, groups = 0, []
-    for path in sorted((staged / "trajectories").glob("*.arrow")):
+    for path in sorted((folder / "trajectories").glob("*.arrow")):
         table = pa.ipc.open_file(path).read_all()
         groups += table.column("group_id").unique().to_pylist()
         for trajectory in from_arrow(table):
@@ -63,14 +67,3 @@ def test_stages_follow_each_other(staged: Path) -> None:
                 forced += 1
                 assert trajectory.y1_reward is not None and not trajectory.loss_mask.all()
     assert forced > 0 and len(groups) == len(set(groups)) == 4 * 8  # no prompt twice, none skipped
-
-
-@pytest.mark.parametrize("step", [3, 2], ids=["inside", "between"])
-def test_resumed(staged: Path, train, step: int) -> None:
-    for path in (staged / "checkpoint").glob("step-*"):
-        if int(path.name.removeprefix("step-")) > step:
-            shutil.rmtree(path)
-    result = train("staged", *WORDS, "run.resume=true")
-    assert result.returncode == 0, result.stdout[-4000:]
-    assert f"restoring step-{step:06d}" in result.stdout and "training grpo" not in result.stdout
-    check_run(staged)

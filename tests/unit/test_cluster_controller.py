@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from cluster.bad_rows import BadRows
+from cluster.bad_rows import BadRows, TooManyBadRows
 from cluster.controller import Controller
 from cluster.ledger import PromptLedger
 from conf.loading import load_config
@@ -32,6 +32,7 @@ def run(
     stop_after=None,
     draw_timeout_s=30,
     hurt=None,
+    max_bad_fraction: float = 1.0,
 ):
     """The steps' metrics, and what the steps consumed: (policy version, trajectory)."""
     words = ["algorithm.samples_per_prompt=2", "rollout.prompts_per_call=2", f"replay.timeout_s={draw_timeout_s}"]
@@ -62,7 +63,7 @@ def run(
             replay=replay,
             learner=learner,
             transport=learner,
-            bad_rows=BadRows(max_fraction=1.0),
+            bad_rows=BadRows(max_fraction=max_bad_fraction),
             after_step=after_step,
         )
         hurting = asyncio.ensure_future(hurt(fleet)) if hurt is not None else None
@@ -105,6 +106,12 @@ def test_bad_prompts_neither_leave_a_gap_nor_move_the_bound():
     rows, consumed = run(max_staleness=2, ticks=slow_ones, update_ticks=3, bad=range(0, 90, 5))
     assert max(version - trajectory.policy_version for version, trajectory in consumed) == 2
     assert rows[-1]["data/bad_rows"] > 0 and len(consumed) == 30 * PER_STEP * 2
+
+
+def test_too_many_bad_prompts_end_the_run_in_its_midst():
+    with pytest.raises(ExceptionGroup) as failure:
+        run(max_staleness=2, ticks=slow_ones, update_ticks=3, bad=range(0, 90, 5), max_bad_fraction=0.1)
+    assert failure.group_contains(TooManyBadRows, match=r"data.max_bad_fraction=0\.1")
 
 
 def test_older_rows_of_replay_are_bounded_by_their_own_age():

@@ -18,6 +18,7 @@ from cluster.rescore import rescore
 from cluster.run_folder import RunFolderError
 from conf.loading import ConfigError, load_config
 from conf.schema import Config, EvaluationMode
+from tasks.grading_processes import GraderProcesses
 from tests.benchmark_fixtures import WRITERS
 
 Respond = Callable[[str, int], str]  # prompt and token limit -> response; a token is a character
@@ -113,8 +114,18 @@ class Stage:
         return json.loads((self.folder / "out/report.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def graders() -> Iterator[GraderProcesses]:
+    """Processes that have loaded math-verify once for all tests; each scoring has its pool, with cache and counts, as ever."""
+    processes = GraderProcesses(processes=1, timeout_s=10.0, memory_bytes=2 << 30)
+    close, processes.close = processes.close, lambda: None
+    yield processes
+    close()
+
+
 @pytest.fixture
-def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graders: GraderProcesses) -> Stage:
+    monkeypatch.setattr("tasks.grading.GraderProcesses", lambda **_: graders)
     return Stage(tmp_path, monkeypatch)
 
 
