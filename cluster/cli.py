@@ -15,6 +15,7 @@ import typer
 from cluster.cli_words import AddressOption, ConfigArgument, OverridesArgument, RunArgument, checked, example, refusals
 from cluster.data_commands import data_app
 from cluster.ending import INTERRUPTED_EXIT_CODE, leave
+from cluster.model_folder import model_folder
 from cluster.run_folder import RunFolderError
 from conf.checks import check, check_evaluation, check_scoring
 from conf.loading import ConfigError, load_config, resolved_yaml
@@ -83,7 +84,7 @@ def evaluate(
     overrides: OverridesArgument = None,
     model: Annotated[
         Path | None,
-        typer.Option(help="A Hugging Face model folder, or a run folder; without it, the run's trained model.", show_default=False),
+        typer.Option(help="A Hugging Face folder, a run folder, or a run's checkpoint; without it, the run's model.", show_default=False),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="The evaluation's folder; without it, evaluation/ in the run folder.", show_default=False)
@@ -108,26 +109,10 @@ def evaluate(
 
             raise typer.Exit(run_scoring(settings, folder))
         check_evaluation(settings)
-        model_path = _model_folder(model, run_dir)
+        model_path = model_folder(model, run_dir, trust_remote_code=settings.model.trust_remote_code, say=typer.echo)
         from cluster.evaluate import evaluate as run_evaluation
 
         raise typer.Exit(run_evaluation(settings, model_path, folder))
-
-
-def _model_folder(model: Path | None, run_dir: Path) -> Path:
-    """The Hugging Face folder that is meant: itself, or a run's trained model."""
-    named = model or run_dir
-    for folder in (named, named / "model"):
-        if (folder / "config.json").is_file():
-            return folder
-    origin = f"--model '{model}'" if model else f"run.dir = '{run_dir}'"
-    if (named / "controller.json").is_file() or named.name == "checkpoint" or (named / "checkpoint").is_dir():
-        raise ConfigError(
-            f"{origin} holds a training checkpoint, not a model that an engine can load; finish the run (rethinker train with"
-            " run.resume=true and, to end it where it stands, run.num_steps at the checkpoint's step), which writes model/."
-        )
-    what = "is no Hugging Face model folder" if model else "holds no trained model"
-    raise ConfigError(f"{origin} {what}: there is no config.json in it or in its folder model/.")
 
 
 @app.command(

@@ -190,6 +190,29 @@ class TrainingEngine:
         self._engine.destroy()
 
 
+def checkpoint_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Read the whole weights of a checkpoint, in any process and without the ranks that wrote it.
+
+    Args:
+        folder: as given to ``TrainingEngine.begin_save``.
+
+    Returns:
+        Tensors on the CPU by the module's names; under ZeRO-3 in float32, whatever was trained in.
+
+    Raises:
+        FileNotFoundError: when there's no checkpoint.
+    """
+    whole = folder / _CHECKPOINT_TAG / "mp_rank_00_model_states.pt"
+    if whole.is_file():  # only ZeRO-3 cuts parameters up
+        return torch.load(whole, map_location="cpu", weights_only=False, mmap=True)["module"]
+    if not (folder / _CHECKPOINT_TAG).is_dir():
+        raise FileNotFoundError(f"no learner checkpoint in {folder}")
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    return get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=_CHECKPOINT_TAG)
+
+
 def _import_deepspeed(address: RankAddress, device: Device) -> Any:
     """Import DeepSpeed with the environment that it reads while it is imported."""
     os.environ.update(

@@ -8,7 +8,6 @@ Except where said otherwise a method is a collective: all ranks of the group cal
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from algorithms.types import Trajectory
 from conf.schema import Config
 from learner.collate import Collator, TokenIds, patch_values
 from learner.deepspeed_engine import TORCH_DTYPES, RankAddress, TrainingEngine
+from learner.export import keep_model_files, write_model
 from learner.images import ImageCache
 from learner.policy import PolicyModel
 from learner.update import PolicyUpdate
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 IMAGE_CACHE_BYTES = 256 * 2**20
 """Pixel values kept between steps: some ten images of the largest size, or most of a small data set."""
-
-_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth")
 
 
 class LearnerWorker:
@@ -93,6 +91,7 @@ class LearnerWorker:
             self.weight_source(), bucket_bytes=config.weights.bucket_bytes, sends=self._engine.address.rank == 0
         )
         self._sender: NcclWeightSender | None = None  # on GPUs, once connected
+        self._saving: Path | None = None  # where the checkpoint is that is being written
 
     def update(self, shard: pa.Table, *, step: int) -> dict[str, float]:
         """Take one training step's optimizer updates.
@@ -207,14 +206,21 @@ class LearnerWorker:
             folder: on a file system that all ranks share.
         """
         self._engine.begin_save(Path(folder))
+        self._saving = Path(folder)
 
     def finish_checkpoint(self) -> str | None:
-        """Wait until this rank's files are on the disk; no collective.
+        """Wait until this rank's files are written, on rank 0 with what else a model needs (learner/export.py makes one); no collective.
 
         Returns:
             None; or why they aren't.
         """
-        return self._engine.finish_save()
+        problem = self._engine.finish_save()
+        if problem is None and self._saving is not None and self._engine.address.rank == 0:
+            try:
+                keep_model_files(self._policy.model, self._model_path, self._saving)
+            except OSError as error:
+                return str(error)
+        return problem
 
     def load_checkpoint(self, folder: str | Path) -> None:
         """Go on from a checkpoint that the same number of ranks wrote.
@@ -233,12 +239,7 @@ class LearnerWorker:
         weights = {name: tensor.detach().cpu().clone() for name, tensor in self.weight_source()}
         if self._engine.address.rank != 0:
             return
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        # Tokenizer, processor and chat template as they came; the configuration and the weights are written anew.
-        ignored = shutil.ignore_patterns(*_WEIGHT_FILES, "config.json")
-        shutil.copytree(self._model_path, target, ignore=ignored, dirs_exist_ok=True)
-        self._policy.model.save_pretrained(target, state_dict=weights)
+        write_model(self._policy.model, weights, self._model_path, Path(folder))
 
     def health(self) -> dict[str, int]:
         """Who this rank is; no collective."""

@@ -19,6 +19,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from learner.export import export_checkpoint
 from tests.tiny_learner import PlainLearner, as_samples, make_config, make_trajectories, noise_image
 
 TIMEOUT_S = 420
@@ -184,6 +185,22 @@ def test_the_export_is_a_hugging_face_folder(runs, batches, ranks: int, name: st
     assert largest_difference(weights, load(folder, "second")) == 0
     assert {value.dtype for value in weights.values()} == {getattr(torch, CASES[ranks][name]["dtype"])}
     assert AutoProcessor.from_pretrained(folder / "export").tokenizer.chat_template
+
+
+@pytest.mark.parametrize(("ranks", "name"), EVERY)
+def test_a_checkpoint_is_a_model_too(runs, ranks: int, name: str, tmp_path: Path) -> None:
+    """Without the ranks and the optimizer that wrote it, and in the dtype that was trained in."""
+    folder = runs[ranks] / name
+    export_checkpoint(folder / "checkpoint", tmp_path / "model")
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
+    weights = {key: value for key, value in model.named_parameters() if key != "lm_head.weight"}
+    assert largest_difference(weights, load(folder, "first")) == 0
+    assert {value.dtype for value in weights.values()} == {getattr(torch, CASES[ranks][name]["dtype"])}
+    files = {"config.json", "tokenizer.json", "preprocessor_config.json"}
+    for written in (path for path in (folder / "export").iterdir() if path.name in files):  # as a running group writes it
+        assert (tmp_path / "model" / written.name).read_bytes() == written.read_bytes()
+        files.remove(written.name)
+    assert "config.json" not in files and "tokenizer.json" not in files
 
 
 @pytest.mark.parametrize("stage", [2, 3])

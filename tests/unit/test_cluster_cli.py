@@ -163,12 +163,12 @@ def test_evaluate_defaults_to_the_run_s_own_model(monkeypatch: pytest.MonkeyPatc
     assert received == [tmp_path / "model", tmp_path / "evaluation", tmp_path / "model", Path("other"), tmp_path / "evaluation"]
 
 
-def test_a_checkpoint_is_told_apart_from_a_model(tmp_path: Path) -> None:
+def test_a_checkpoint_without_model_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoint" / "step-000004").mkdir(parents=True)
     for folder in (tmp_path, tmp_path / "checkpoint", tmp_path / "checkpoint" / "step-000004"):
         (folder / "controller.json").touch()
         result = RUNNER.invoke(app, ["evaluate", "quickstart", "--model", str(folder)])
-        assert result.exit_code == 2 and "a training checkpoint, not a model" in result.stderr and "run.resume=true" in result.stderr
+        assert result.exit_code == 2 and "kept no model files" in result.stderr and "run.resume=true" in result.stderr
 
 
 def test_coldstart_prints_the_model_s_folder(monkeypatch: pytest.MonkeyPatch) -> None:
