@@ -17,11 +17,11 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup quickstart test chaos trackers recipes study-async study-rethinking check docs lock clean
+.PHONY: help setup quickstart test test-examples chaos trackers recipes study-async study-rethinking check docs lock clean
 .DEFAULT_GOAL := help
 
 help: ## Print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## Make the environment (.venv), once; takes a few minutes
 
@@ -43,6 +43,10 @@ build/trackers:
 
 recipes: setup ## Run every shipped recipe with the tiny model and sizes scaled down; takes some minutes
 	RETHINKER_RECIPES=all $(BIN)/python -m pytest tests/integration/test_recipes.py
+
+test-examples: setup ## Test the example of a task of one's own as well; its reasoning-gym needs a compiler to install
+	$(PIP) install --quiet reasoning-gym==0.1.25
+	$(BIN)/python -m pytest tests/unit/test_examples.py
 
 study-async: setup ## Accuracy against staleness, corrections on and off, three seeds; goes on where it stopped, for some hours
 	$(BIN)/python -m benchmarks.staleness_study $(STUDY)

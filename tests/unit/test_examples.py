@@ -16,7 +16,7 @@ def test_it_is_short_and_its_configuration_is_sound():
 
 
 def test_puzzles_are_generated_and_scored_in_grader_processes():
-    pytest.importorskip("reasoning_gym", reason="reasoning-gym isn't installed (it needs a compiler); pip install reasoning-gym")
+    pytest.importorskip("reasoning_gym", reason="needs a compiler to be installed: make test-examples")
     import asyncio
 
     from tasks.dataset import PromptDataset
