@@ -80,6 +80,8 @@ class TrainingEngine:
         )
         self._files = BackgroundFiles()
         self._engine.checkpoint_engine = _background_engine(self._files)
+        # DeepSpeed would put scripts into a folder that is not made yet; learner/export.py does what they do.
+        self._engine._copy_recovery_script = lambda save_path: None
         self._plain = settings.zero_stage == 0 and dtype == Dtype.float32  # DeepSpeed runs torch's optimizer as it is
 
     @property
