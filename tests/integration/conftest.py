@@ -35,8 +35,8 @@ class Workshop:
             f"data.path={self.folder}/data/train",
             f"data.test_path={self.folder}/data/test",
             f"coldstart.cache_dir={self.folder}/coldstart",
-            "coldstart.steps=30",
-            "coldstart.direct_steps=5",
+            "coldstart.steps=120",  # so many that every step after them has something to learn from
+            "coldstart.direct_steps=10",
             "coldstart.examples=600",
             "coldstart.batch_size=32",
             "evaluation.num_questions=40",

@@ -15,14 +15,11 @@ from safetensors.torch import load_file
 from cluster.metrics import read_metrics
 from tests.integration.conftest import ROOT, Descendants, Workshop, clean_environment, interrupted
 
-# A longer cold start than the other tests': every step has something to learn from, so that a difference would go on into the weights.
 WORDS = (
     "run.num_steps=9",
     "checkpoint.every_steps=2",
     "checkpoint.keep_last=1",
     "checkpoint.keep_best=1",
-    "coldstart.steps=120",
-    "coldstart.direct_steps=10",
     "evaluation.every_steps=4",
     "replay.mode=fresh",
 )
@@ -48,14 +45,14 @@ def killed(command: list[str], *, after: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(workshop: Workshop, train) -> Path:
+def whole(workshop: Workshop, train, cold_start) -> Path:
     result = train("whole", *WORDS)
     assert result.returncode == 0, result.stdout[-4000:]
     return workshop.run_folder("whole")
 
 
 @pytest.fixture(scope="module")
-def resumed(workshop: Workshop, train) -> Path:
+def resumed(workshop: Workshop, train, cold_start) -> Path:
     """Ended after step 3 by Ctrl-C, after step 7 of its successor by kill -9, each of them a step after the newest checkpoint."""
     said = interrupted(workshop.command("resumed", *WORDS), when=lambda line: line.startswith("step 3/"))
     assert "run.resume=true" in said

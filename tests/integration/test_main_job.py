@@ -14,7 +14,7 @@ import yaml
 
 from algorithms.schema import from_arrow
 from cluster.metrics import read_metrics
-from tests.integration.conftest import ROOT, Workshop, clean_environment
+from tests.integration.conftest import ROOT, clean_environment
 
 STEP_METRICS = {
     "reward/mean", "accuracy/strict", "accuracy/lenient", "effective_query_ratio", "replay/size", "replay/inserted", "replay/sampled",
