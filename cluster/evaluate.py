@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from actors.rethinking import evaluation_recipe_of
-from cluster.answering import Answerer, NobodyLeftError, QuestionDesk
+from cluster.answerers import Answerers
+from cluster.answering import NobodyLeftError, QuestionDesk
 from cluster.coldstart import prepare_data
 from cluster.ending import INTERRUPTED_EXIT_CODE, run
 from cluster.evaluation_folder import AnswerRow, EvaluationFolder
@@ -174,7 +175,7 @@ async def _ask(config: Config, model_path: str, folder: EvaluationFolder, sets: 
     try:
         with progress.phase(f"starting {config.rollout.num_actors} rollout actors"):
             await fleet.start(version=0)
-        alive = set(fleet.replicas)
+        answerers = Answerers(config, fleet)
         for limit in token_limits(config):
             for chosen in sets:
                 wanted = _unanswered(folder, chosen, limit, _stored_mode(config))
@@ -183,30 +184,24 @@ async def _ask(config: Config, model_path: str, folder: EvaluationFolder, sets: 
                 title = f"{chosen.reported.name}, {limit} tokens"
                 countdown = Countdown(progress, title, len(wanted))
                 with progress.phase(title), _Keeper(folder, chosen.reported.name, limit, _stored_mode(config), countdown) as keeper:
-                    answerers = [_answerer(config, replica, limit, alive) for replica in fleet.replicas if replica in alive]
                     desk: QuestionDesk[Asked, AnswerRow] = QuestionDesk(
                         questions=chosen.prompts(wanted),
                         keep=lambda _, row, keeper=keeper: keeper.keep(row),
                         give_up=lambda asked, reason, keeper=keeper: keeper.give_up(asked[0], reason),
                         at_once=config.rollout.max_concurrent_sequences,
                     )
-                    await _first_error(desk.serve(answerers))
+                    await _first_error(answerers.serve(desk, _asking(config, limit)))
     finally:
         await fleet.close()
 
 
-def _answerer(config: Config, replica: Replica, limit: int, alive: set[Replica]) -> Answerer[Asked, AnswerRow]:
-    """A replica as one who answers; it stays out of later sets once it has failed."""
+def _asking(config: Config, limit: int) -> Callable[[Replica, Asked], Awaitable[AnswerRow]]:
+    """How a replica answers a question within a token limit."""
 
-    async def ask(asked: Asked) -> AnswerRow:
+    async def ask(replica: Replica, asked: Asked) -> AnswerRow:
         question, prompt = asked
-        what = f"{replica.name} to answer {prompt.prompt_id}"
-        try:
-            call = replica.actor.evaluate.remote([prompt], limit, config.evaluation.mode)
-            answers, bad = await answer_within(call, config.rollout.timeout_s, what)
-        except Exception:
-            alive.discard(replica)
-            raise
+        call = replica.actor.evaluate.remote([prompt], limit, config.evaluation.mode)
+        answers, bad = await answer_within(call, config.rollout.timeout_s, f"{replica.name} to answer {prompt.prompt_id}")
         if bad:
             return _without_answer(question, limit, bad[0][1])
         (answer,) = answers
@@ -222,7 +217,7 @@ def _answerer(config: Config, replica: Replica, limit: int, alive: set[Replica])
             passed_over=answer.passed_over,
         )
 
-    return Answerer(name=replica.name, ask=ask)
+    return ask
 
 
 def _without_answer(question: Question, limit: int, reason: str) -> AnswerRow:

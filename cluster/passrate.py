@@ -5,18 +5,16 @@ Owns the journal that makes it resumable. What is done with the rates is a selec
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
-import logging
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import RayError
-
 from actors.worker import RolloutRequest
+from cluster.answerers import Answerers
+from cluster.answering import NobodyLeftError, QuestionDesk
 from cluster.ending import INTERRUPTED_EXIT_CODE, run
 from cluster.evaluate import model_digest
 from cluster.fleet import Replica, RolloutFleet
@@ -28,12 +26,11 @@ from tasks.dataset import PromptDataset
 from tasks.errors import DataError
 from tasks.rewriting import write_rows
 
-logger = logging.getLogger(__name__)
-
 COLUMN = "pass_rate"
 JOURNAL = "pass_rates.journal"
 FAILED_EXIT_CODE = 1
 REPORT_EVERY = 512  # prompts
+CALLS_AT_ONCE = 2  # of each rollout actor, so that its engine never waits for the next
 
 
 class Journal:
@@ -126,7 +123,7 @@ def passrate(config: Config, model_path: Path, output: Path, *, samples: int) ->
         except KeyboardInterrupt:
             progress.say(f"interrupted; what is known is in {output}, the same command goes on")
             return INTERRUPTED_EXIT_CODE
-        except NoActorLeftError as failure:
+        except NobodyLeftError as failure:
             progress.say(f"no rollout actor is left: {failure}\nwhat is known is in {output}, the same command goes on")
             return FAILED_EXIT_CODE
     images = (path for prompt in dataset for path in prompt.image_paths)
@@ -137,50 +134,32 @@ def passrate(config: Config, model_path: Path, output: Path, *, samples: int) ->
     return 0
 
 
-class NoActorLeftError(RuntimeError):
-    """Every rollout actor has died; the message is the last one's failure."""
-
-
 async def _sample(config: Config, model_path: str, dataset: PromptDataset, left: list[int], journal: Journal, progress: Progress) -> None:
-    """Hand out the prompts that are left, and again those of an actor that died."""
+    """Hand out the prompts that are left, a call's worth at a time."""
     fleet = RolloutFleet(config, model_path, replay=None)
     size = config.rollout.prompts_per_call
-    waiting = [left[i : i + size] for i in range(0, len(left), size)][::-1]
-    running = 0
-    failure: BaseException | None = None
 
-    async def work(replica: Replica) -> None:
-        nonlocal running, failure
-        while waiting or running:
-            if not waiting:  # another actor's prompts may come back
-                await asyncio.sleep(0.1)
-                continue
-            chunk = waiting.pop()
-            requests = list(_requests(config, dataset, chunk))
-            running += 1
-            try:
-                what = f"{replica.name} to sample {len(chunk)} prompts"
-                results = await answer_within(replica.actor.pass_rates.remote(requests), config.rollout.timeout_s, what)
-            except (RayError, TimeoutError) as error:
-                logger.warning("%s is lost: %s", replica.name, error)
-                waiting.append(chunk)
-                failure = error
-                return
-            finally:
-                running -= 1
-            before = len(journal.rates) // REPORT_EVERY
-            journal.add({dataset.row_numbers[index]: result for index, result in zip(chunk, results, strict=True)})
-            if len(journal.rates) // REPORT_EVERY > before:
-                progress.say(f"{len(journal.rates)} prompts sampled, mean pass rate {sum(journal.rates.values()) / len(journal.rates):.3f}")
+    async def ask(replica: Replica, chunk: list[int]) -> list[float | str]:
+        call = replica.actor.pass_rates.remote(list(_requests(config, dataset, chunk)))
+        return await answer_within(call, config.rollout.timeout_s, f"{replica.name} to sample {len(chunk)} prompts")
 
+    def keep(chunk: list[int], results: list[float | str]) -> None:
+        before = len(journal.rates) // REPORT_EVERY
+        journal.add({dataset.row_numbers[index]: result for index, result in zip(chunk, results, strict=True)})
+        if len(journal.rates) // REPORT_EVERY > before:
+            progress.say(f"{len(journal.rates)} prompts sampled, mean pass rate {sum(journal.rates.values()) / len(journal.rates):.3f}")
+
+    desk: QuestionDesk[list[int], list[float | str]] = QuestionDesk(
+        questions=(left[i : i + size] for i in range(0, len(left), size)),
+        keep=keep,
+        give_up=lambda chunk, reason: keep(chunk, [reason] * len(chunk)),
+        at_once=CALLS_AT_ONCE,
+    )
     try:
         with progress.phase("starting the rollout actors"):
             await fleet.start(version=0)
         with progress.phase("sampling"):
-            # two calls at a time on each replica, so that its engine never waits for the next chunk
-            await asyncio.gather(*(work(replica) for replica in fleet.replicas for _ in range(2)))
-        if waiting:
-            raise NoActorLeftError(str(failure))
+            await Answerers(config, fleet).serve(desk, ask)
     finally:
         await fleet.close()
 

@@ -98,6 +98,60 @@ def test_a_question_that_answerers_die_of_is_given_up_and_innocent_ones_are_not(
     assert list(room.given_up) == [4] and "3 rollout actors died while answering it" in room.given_up[4]
 
 
+@pytest.mark.parametrize("deaths", [1, 3])
+def test_one_takes_the_place_of_each_that_died(deaths: int) -> None:
+    room = Room(60)
+    lives = iter([7] * deaths)
+
+    async def replace() -> Answerer[int, str]:
+        await asyncio.sleep(0.001)
+        return room.answerer("successor", dies_after=next(lives, None))
+
+    room.desk.replace = replace
+    room.serve(room.answerer("mortal", dies_after=7))
+    assert sorted(room.answers) == list(range(60)) and not room.given_up
+    assert len(room.desk._answerers) == 2 + deaths
+
+
+def test_no_successor_is_waited_for_once_all_is_answered() -> None:
+    room = Room(40)
+    ended: list[str] = []
+
+    async def replace() -> Answerer[int, str]:
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            ended.append("half started")
+        raise AssertionError
+
+    room.desk.replace = replace
+    room.serve(room.answerer("mortal", dies_after=3), room.answerer("other"))
+    assert sorted(room.answers) == list(range(40)) and ended == ["half started"]
+
+
+def test_when_there_is_to_be_no_successor_the_reason_is_told() -> None:
+    room = Room(40)
+
+    async def replace() -> Answerer[int, str]:
+        raise RuntimeError("16 have died within an hour")
+
+    room.desk.replace = replace
+    with pytest.raises(NobodyLeftError, match="all 1 of them died; the last one: 16 have died within an hour"):
+        room.serve(room.answerer("mortal", dies_after=3))
+
+
+def test_a_successor_answers_what_others_were_suspected_to_have_died_of() -> None:
+    room = Room(12)
+    poison: tuple[int, ...] = (4,)
+
+    async def replace() -> Answerer[int, str]:
+        return room.answerer("successor", poison=poison)
+
+    room.desk.replace = replace
+    room.serve(room.answerer("first", poison=poison))
+    assert sorted(room.answers) == [n for n in range(12) if n != 4] and list(room.given_up) == [4]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_random_deaths(seed: int) -> None:
     draw = random.Random(seed)

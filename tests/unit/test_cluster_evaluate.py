@@ -28,7 +28,7 @@ class FakeReplica:
     """A rollout actor that dies when it is told to."""
 
     def __init__(self, index: int, respond: Respond, asked: list[tuple[str, int]], dies_after: int | None) -> None:
-        self.name = f"rollout actor {index}"
+        self.name, self.lost = f"rollout actor {index}", None
         self.actor = SimpleNamespace(evaluate=SimpleNamespace(remote=self._evaluate))
         self._respond, self._asked, self._dies_after, self._count = respond, asked, dies_after, 0
 
@@ -68,6 +68,7 @@ class Stage:
         self.configs: list[Config] = []
         self.respond: Respond = lambda prompt, limit: "It is \\boxed{B}"
         self.deaths: list[int | None] = [None]
+        self.successors: list[int | None] = []
         self.model = folder / "model"
         self.model.mkdir()
         (self.model / "config.json").write_text("{}")
@@ -82,6 +83,18 @@ class Stage:
 
             async def start(self, *, version: int) -> None:
                 self.replicas = [FakeReplica(n, stage.respond, stage.asked, dies) for n, dies in enumerate(stage.deaths)]
+
+            async def add(self) -> FakeReplica:
+                if not stage.successors:
+                    raise RuntimeError("no room for another one")
+                return FakeReplica(99, stage.respond, stage.asked, stage.successors.pop())
+
+            def enlist(self, replica: FakeReplica) -> None:
+                self.replicas.append(replica)
+
+            def lose(self, replica: FakeReplica, reason: str) -> None:
+                replica.lost = reason
+                self.replicas.remove(replica)
 
             async def close(self) -> None:
                 self.replicas = []
@@ -178,6 +191,20 @@ def test_a_dead_actor_loses_no_question(stage: Stage) -> None:
     assert stage.run("evaluation.benchmarks=[mathvision,mmmu_pro]") == 0
     assert len(stage.asked) == 7 + 4
     assert [found["results"][0]["missing"] for found in stage.report["benchmarks"]] == [0, 0]
+
+
+def test_dead_actors_are_replaced_and_their_successors_answer_the_next_set_too(stage: Stage) -> None:
+    stage.deaths, stage.successors = [2], [None, 3]
+    assert stage.run("evaluation.benchmarks=[mathvision,mmmu_pro]") == 0
+    assert len(stage.asked) == 7 + 4 and not stage.successors
+    assert [found["results"][0]["missing"] for found in stage.report["benchmarks"]] == [0, 0]
+
+
+def test_actors_that_keep_dying_end_the_command_within_their_budget(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    stage.deaths, stage.successors = [1], [0] * 50
+    assert stage.run("supervision.max_restarts=2", "rollout.max_concurrent_sequences=1") == 1
+    assert len(stage.successors) >= 48
+    assert "no rollout actor is left" in capsys.readouterr().out
 
 
 def test_only_answers_that_were_cut_off_are_asked_again_with_more_room(stage: Stage) -> None:
