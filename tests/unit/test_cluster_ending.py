@@ -52,7 +52,7 @@ def test_a_command_that_hangs_is_ended_by_force_with_its_processes() -> None:
     program.send_signal(signal.SIGINT)
     begin = time.monotonic()
     _, said = program.communicate(timeout=30)
-    assert time.monotonic() - begin < 0.5 + 4
+    assert time.monotonic() - begin < 8  # 0.5 s and what a loaded machine takes; without force it were for ever
     assert program.returncode == ending.INTERRUPTED_EXIT_CODE
     assert "ended by force" in said
     assert is_gone(worker)
@@ -95,7 +95,7 @@ def test_a_second_signal_waits_for_nothing() -> None:
     begin = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         ending.run(work())
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 8
 
 
 @pytest.mark.parametrize("grace", [False, True])
