@@ -96,7 +96,7 @@ def interruptible() -> Iterator[None]:
     clock.start()
     woken_before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     try:
-        with _handlers({number: _raise for number in SIGNALS}):
+        with _handlers(dict.fromkeys(SIGNALS, _raise)):
             yield
     finally:
         over.set()
