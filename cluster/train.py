@@ -82,7 +82,7 @@ def train(config: Config) -> int:
             prepare_data(config, progress)
             job = _Run(config, folder, progress)
             run(job.run(), on_sigterm=job.control.terminate)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         progress.say(f"interrupted; run.resume=true goes on from the newest checkpoint in {folder.checkpoints}")
         return INTERRUPTED_EXIT_CODE
     except (ConfigError, DataError):
