@@ -265,7 +265,7 @@ class _Run:
                 metrics["evaluation/accuracy_lenient"] = self.evaluations[f"after step {step}"]["accuracy_lenient"]
         self._sinks.write(step, metrics)
         self.control.observe(metrics)
-        recent = [row["time/step_s"] for row in read_metrics(self.folder.metrics)[-10:]]
+        recent = [row["time/step_s"] for row in read_metrics(self.folder.metrics)[-10:]] or [metrics["time/step_s"]]  # a full disk has none
         self.progress.step(step, config.run.num_steps, metrics, seconds_left=(config.run.num_steps - step) * sum(recent) / len(recent))
         self.guard.observe(metrics)
         self._refuse_collapse()
