@@ -30,7 +30,7 @@ quickstart: setup ## Train a tiny model with the whole system on two CPU cores
 
 test: setup check ## Check and run the tests, unit first
 	$(BIN)/python -m pytest tests/unit --numprocesses=logical --maxprocesses=8 --dist=worksteal
-	$(BIN)/python -m pytest tests/integration tests/chaos
+	$(BIN)/python -m pytest tests/integration tests/chaos --numprocesses=2 --dist=loadgroup
 
 chaos: setup ## Kill every role of one long run again and again, count what was lost; CHAOS="--seed 2 --faults 40 --only replay"
 	$(BIN)/python -m tests.chaos $(CHAOS)

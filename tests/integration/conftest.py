@@ -86,7 +86,16 @@ def train(workshop: Workshop) -> Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")
-def asynchronous_run(workshop: Workshop, train) -> tuple[Path, str]:
+def cold_start(workshop: Workshop) -> Path:
+    """The model that runs start from, which answers some questions; its data lie beside it, in the workshop's folder."""
+    command = [sys.executable, "-m", "cluster", "coldstart", "quickstart", *workshop.overrides]
+    done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Path(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def asynchronous_run(workshop: Workshop, train, cold_start) -> tuple[Path, str]:
     """Two rollout actors, two ranks with ZeRO-2, two updates a step, replay across versions, two versions ahead."""
     result = train(
         "async",
@@ -101,13 +110,6 @@ def asynchronous_run(workshop: Workshop, train) -> tuple[Path, str]:
     )
     assert result.returncode == 0, result.stdout[-4000:]
     return workshop.run_folder("async"), result.stdout
-
-
-@pytest.fixture(scope="session")
-def cold_start(workshop: Workshop, asynchronous_run) -> Path:
-    """The model that the first run started from; its data lie beside it, in the workshop's folder."""
-    (model,) = (path for path in (workshop.folder / "coldstart").iterdir() if not path.name.startswith("."))
-    return model
 
 
 def interrupted(command: list[str], *, when: Callable[[str], bool], timeout_s: float = 300.0) -> str:
@@ -160,14 +162,21 @@ def free_port() -> int:
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without another test's cluster, with the mark by which its processes are found."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {MARK: str(os.getpid())}
+    """The environment without another test's cluster, with the marks by which its processes are found."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    path = [*filter(None, kept.get("PYTHONPATH", "").split(os.pathsep)), grader_mark()]
+    return kept | {MARK: str(os.getpid()), "PYTHONPATH": os.pathsep.join(path)}
+
+
+def grader_mark() -> str:
+    """A folder that isn't there, in the search path of these tests' commands, which their graders inherit."""
+    return f"/nowhere/{MARK}-{os.getpid()}"
 
 
 class Descendants:
     """Processes of a run: they are recognised by a word in their environment, since Ray's daemons leave the process tree.
 
-    Graders get a clean environment; they name this folder in their search path instead.
+    Graders get a clean environment, of which the search path is the command's.
 
     Args:
         pid: of the command.
@@ -179,12 +188,9 @@ class Descendants:
     def alive(self) -> list[psutil.Process]:
         """Living processes of these tests that were not there before."""
         found = []
-        for process in psutil.process_iter(["pid", "status", "environ", "cmdline"]):
+        for process in psutil.process_iter(["pid", "status", "environ"]):
             environment = process.info["environ"] or {}
-            grader = "tasks.grading_worker" in (process.info["cmdline"] or ())
-            ours = environment.get(MARK) == str(os.getpid()) or (
-                grader and str(ROOT) in environment.get("PYTHONPATH", "").split(os.pathsep)
-            )
+            ours = environment.get(MARK) == str(os.getpid()) or grader_mark() in environment.get("PYTHONPATH", "").split(os.pathsep)
             if ours and process.info["pid"] not in self._before and process.info["status"] != psutil.STATUS_ZOMBIE:
                 found.append(process)
         return found

@@ -29,16 +29,7 @@ CATEGORIES = {"shapes": GEOMETRY, "digits": SCIENCE, "arithmetic": CHARTS}  # ar
 
 
 @pytest.fixture(scope="module")
-def model(workshop: Workshop) -> Path:
-    """The model of the workshop's cold start, which answers some questions; it makes the workshop's data, too."""
-    command = [sys.executable, "-m", "cluster", "coldstart", "quickstart", *workshop.overrides]
-    done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return Path(done.stdout.splitlines()[-1])
-
-
-@pytest.fixture(scope="module")
-def virl39k(workshop: Workshop, model: Path) -> Path:
+def virl39k(workshop: Workshop, cold_start: Path) -> Path:
     """Questions of the workshop in ViRL39K's file, half of them always solved by its 32B model."""
     folder = workshop.folder / "virl39k"
     folder.mkdir()
@@ -76,8 +67,8 @@ def scaled_down(name: str, workshop: Workshop, model: Path, virl39k: Path) -> li
 
 
 @pytest.mark.parametrize("name", TRAINED if ALL else SAMPLE)
-def test_a_recipe_runs_scaled_down(name: str, workshop: Workshop, model: Path, virl39k: Path) -> None:
-    words = scaled_down(name, workshop, model, virl39k)
+def test_a_recipe_runs_scaled_down(name: str, workshop: Workshop, cold_start: Path, virl39k: Path) -> None:
+    words = scaled_down(name, workshop, cold_start, virl39k)
     command = [sys.executable, "-m", "cluster", "train", name, *words]
     done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -84,7 +84,7 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def running(workshop: Workshop) -> Iterator[Running]:
+def running(workshop: Workshop, cold_start: Path) -> Iterator[Running]:
     run = Running(workshop, "supervised", *WORDS)
     try:
         deadline = time.monotonic() + 300
