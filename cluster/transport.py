@@ -23,7 +23,7 @@ from cluster.fleet import RolloutFleet
 from cluster.probe import EngineProbe
 from cluster.replica import Replica, ReplicaLostError
 from conf.schema import Config, Device
-from learner.group import LearnerGroup
+from learner.group import LearnerGroup, LearnerGroupError
 from weights.manifest import SenderLostError, Shipment, WeightUpdateError
 
 logger = logging.getLogger(__name__)
@@ -213,11 +213,15 @@ class NcclTransport:
         actors = {replica.name: replica.actor for replica in [*self._fleet.replicas, *(replica for replica, _ in joining)]}
         if not actors:
             return SyncReport(paused_s=0.0, sent_bytes=0, num_replicas=0)
-        if list(actors) != self._connected:
-            await self._learner.connect_broadcast(actors, workers_per_actor=self._workers_per_actor)
-            self._connected = list(actors)
         begin = time.monotonic()
-        await self._learner.broadcast(self._version)
+        try:
+            if list(actors) != self._connected:
+                await self._learner.connect_broadcast(actors, workers_per_actor=self._workers_per_actor)
+                self._connected, begin = list(actors), time.monotonic()
+            await self._learner.broadcast(self._version)
+        except LearnerGroupError:  # the group that is built in its place has met nobody yet
+            self._connected, self._joining = [], [*joining, *self._joining]
+            raise
         paused_s = time.monotonic() - begin
         for replica, joined in joining:
             if not joined.done():  # it may have been called off meanwhile

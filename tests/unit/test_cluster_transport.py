@@ -353,3 +353,27 @@ def test_a_broadcast_fleet_can_become_empty_and_be_joined_without_a_step() -> No
     run(work())
     assert learner.versions == [1, 2, 3]
     assert learner.connected == [["rollout actor 0"], ["rollout actor 1"], ["rollout actor 1", "rollout actor 2"]]
+
+
+def test_a_learner_group_that_is_built_again_meets_the_engines_again() -> None:
+    class Mortal(BroadcastingLearner):
+        async def broadcast(self, version: int) -> None:
+            await super().broadcast(version)
+            if len(self.versions) == 2:
+                raise LearnerGroupError("learner rank 0 failed to broadcast version 2")
+
+    scene, learner = Scene("here"), Mortal()
+    transport = NcclTransport(learner, scene.fleet, None, workers_per_actor=1)  # type: ignore[arg-type]
+
+    async def work() -> None:
+        await transport.deliver(1)
+        scene.fleet.joining = late = scene.replica(1, FakeActor(), "there")
+        joining = asyncio.ensure_future(transport.join())
+        await asyncio.sleep(0.01)
+        with pytest.raises(LearnerGroupError):
+            await transport.deliver(2)
+        assert (await transport.deliver(2)).num_replicas == 2 and await joining is late
+
+    run(work())
+    assert learner.versions == [1, 2, 2]
+    assert learner.connected == [["rollout actor 0"], ["rollout actor 0", "rollout actor 1"], ["rollout actor 0", "rollout actor 1"]]
