@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=3, help="steps between evaluations of the plain arm")
     parser.add_argument("--folder", type=Path, default=Path("runs/rethinking-study"))
     parser.add_argument("--runs", type=int, default=100, help="at most so many runs in this call")
-    parser.add_argument("words", nargs="*", help="further settings of every run, key=value")
+    parser.add_argument("--words", nargs="*", default=[], help="further settings of every run, key=value")
     arguments = parser.parse_args()
     missing = [run for seed in arguments.seeds for run in runs_of(seed, arguments) if not run.done]
     for run in missing[: arguments.runs]:
