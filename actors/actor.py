@@ -154,7 +154,8 @@ class RolloutActor:
         )
         self._intake = WeightIntake(self._engine, timeout_s=config.weights.timeout_s, name=f"rollout replica {self._index}")
         await self._engine.start(version=version)
-        self._lockstep = Lockstep(self._engine) if in_lockstep(config) else None
+        # Who only answers questions has no steps, and gets its questions one by one.
+        self._lockstep = Lockstep(self._engine) if in_lockstep(config) and self._replay is not None else None
         self._worker = RolloutWorker(
             engine=self._lockstep or self._engine,
             encoder=PromptEncoder(

@@ -313,7 +313,7 @@ class RolloutFleet:
             NoReplicaError: when the last replica was lost.
         """
         # Two calls at a time on each replica, so that its engine never waits for the next chunk; in lockstep one that fills the engine.
-        lockstep = in_lockstep(self.config)
+        lockstep = in_lockstep(self.config) and self.replay is not None
         size, calls = (max(EVALUATION_CHUNK, self.config.rollout.max_concurrent_sequences), 1) if lockstep else (EVALUATION_CHUNK, 2)
         chunks = [list(prompts[i : i + size]) for i in range(0, len(prompts), size)]
         results: list[Any] = [None] * len(chunks)
