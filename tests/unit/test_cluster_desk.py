@@ -1,6 +1,7 @@
 """The desk, the file that leads to it, and what is left of a dead actor."""
 
 import asyncio
+import io
 import json
 import os
 import socket
@@ -8,11 +9,15 @@ from pathlib import Path
 
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
+from rich.console import Console
+from typer.testing import CliRunner
 
 from cluster import contact
+from cluster.cli import app
 from cluster.contact import find, sign_off
 from cluster.deaths import cause_of, last_lines
 from cluster.desk import Desk, DeskClerk
+from cluster.run_commands import print_status
 from cluster.run_folder import RunFolder, RunUnreachable, write_json
 
 
@@ -148,3 +153,29 @@ def test_the_last_lines_are_those_of_the_stream_that_was_written_last(tmp_path):
     assert last_lines(tmp_path, "ab", 7, 3) == ["err 47", "err 48", "err 49"]
     assert last_lines(tmp_path, "cd", 7, 3) == []
     assert json.dumps(last_lines(tmp_path, "ab", 7, 100))
+
+
+STATUS = {
+    "run": "mine", "phase": "training", "step": 3, "num_steps": 9, "age_s": 12.0,
+    "rollouts": {"in_service": 1, "target": 2, "starting": 1, "leaving": 0},
+    "roles": [{"kind": "rollout", "rank": 0, "state": "suspect", "since": 0.0, "restarts": 4, "reason": "3 heartbeats"}],
+    "notices": ["rollout 1: 1 x 8 GPUs wanted; free are 10.0.0.1: nothing"],
+    "deaths": [{"role": "rollout actor 7", "cause": "killed", "time": 0.0}],
+}  # fmt: skip
+
+
+def test_people_see_states_notices_deaths_and_silence():
+    console = Console(record=True, width=160, file=io.StringIO())
+    print_status(STATUS, console)
+    told = console.export_text()
+    for words in ("mine  training  step 3/9", "1 in service, 2 wanted, 1 starting", "rollout 0", "suspect", "3 heartbeats"):
+        assert words in told
+    assert STATUS["notices"][0] in told
+    assert "rollout actor 7 died: killed" in told and "the driver has said nothing for 12 s" in told
+
+
+@pytest.mark.parametrize("words", [["status", "nowhere"], ["scale", "nowhere", "--rollouts", "2"], ["stop", "nowhere"]])
+def test_a_command_without_a_run_is_one_sentence_and_exit_code_2(words, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1 and "nowhere is no run folder" in result.stderr
