@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 POST_S = 0.5  # between two posts: how long a command waits for the driver to see it
 POST_TIMEOUT_S = 10.0
 KEPT_ANSWERS = 64
+NAME_TIMEOUT_S = 30.0  # for the actors of a driver that was killed to be gone
 
 
 @dataclass(kw_only=True)
@@ -121,7 +122,7 @@ def desk_name(run: str) -> str:
     return f"{run}/desk"
 
 
-def open_desk(run: str) -> ActorHandle:
+async def open_desk(run: str) -> ActorHandle:
     """Put up the desk of a run beside its driver.
 
     Args:
@@ -129,9 +130,19 @@ def open_desk(run: str) -> ActorHandle:
 
     Returns:
         The desk, which ends with the driver.
+
+    Raises:
+        ValueError: when another run of that name is on the cluster; one that was killed takes a moment to be gone.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return DeskActor.options(name=desk_name(run), scheduling_strategy=here).remote()
+    deadline = time.monotonic() + NAME_TIMEOUT_S
+    while True:
+        try:
+            return DeskActor.options(name=desk_name(run), scheduling_strategy=here).remote()
+        except ValueError as taken:
+            if time.monotonic() > deadline:
+                raise ValueError(f"another run named {run!r} is running on this cluster; choose another run.name") from taken
+            await asyncio.sleep(POST_S)
 
 
 Handler = Callable[[dict[str, Any]], str]

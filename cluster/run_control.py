@@ -61,7 +61,7 @@ class RunControl:
         self._begin = time.time()
 
     async def __aenter__(self) -> RunControl:
-        self._clerk = DeskClerk(open_desk(self._config.run.name), self.status, {"scale": self._scale, "stop": self._stop})
+        self._clerk = DeskClerk(await open_desk(self._config.run.name), self.status, {"scale": self._scale, "stop": self._stop})
         announce(self._folder, self._config.run.name)
         self._posting = asyncio.ensure_future(self._clerk.run())
         return self

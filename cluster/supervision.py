@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 PENDING_NOTICE_S = 20.0  # a place that takes longer is told, and again from time to time
 MAX_ROLLOUTS = 4096  # more is a slip of the keyboard
 TICK_S = 1.0
+REPORTS_TIMEOUT_S = 3.0  # part of the ten seconds that Ctrl-C may take
 
 
 class Supervisor:
@@ -145,8 +146,9 @@ class Supervisor:
         return notices
 
     async def reported(self) -> None:
-        """Wait until every death that was noticed has its report."""
-        await asyncio.gather(*self._reporting, return_exceptions=True)
+        """Wait until every death that was noticed has its report, but not long: the run may be ending."""
+        if self._reporting:
+            await asyncio.wait(self._reporting, timeout=REPORTS_TIMEOUT_S)
 
     async def _watch(self) -> None:
         """Ask every replica how it is, each heartbeat_s."""
