@@ -11,7 +11,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,9 +115,16 @@ class RolloutFleet:
         self._enter(replica, RoleState.stale, f"{replica.name} has started and waits for the version in service")
         return replica
 
-    def free_slot(self) -> int:
-        """The lowest rank that no living or joining replica has."""
-        taken = {role.rank for role in self.board.of(KIND)}
+    def free_slot(self, promised: Iterable[int] = ()) -> int:
+        """The lowest rank that nobody has.
+
+        Args:
+            promised: ranks of replicas that are to be placed next.
+
+        Returns:
+            From 0.
+        """
+        taken = {role.rank for role in self.board.of(KIND)} | set(promised)
         return next(slot for slot in itertools.count() if slot not in taken)
 
     def enlist(self, replica: Replica) -> None:

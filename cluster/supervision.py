@@ -219,7 +219,7 @@ class Supervisor:
         missing = self.target - len(serving) - len(joining)
         dead = [role.rank for role in self._board.of(KIND) if role.state is RoleState.dead and role.rank not in self._joining]
         for _ in range(missing):
-            slot = dead.pop(0) if dead else self._fleet.free_slot()
+            slot = dead.pop(0) if dead else self._fleet.free_slot(self._joining)
             if self._board.state_of(KIND, slot) is RoleState.dead:
                 self._board.enter(KIND, slot, RoleState.restarting, "a successor is on its way")
             self._joining[slot] = asyncio.ensure_future(self._join(slot))

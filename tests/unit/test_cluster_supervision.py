@@ -225,6 +225,7 @@ def test_a_place_that_is_missing_is_told_with_demand_and_supply(monkeypatch: pyt
         scene.places.clear()
         scene.supervisor.scale(3)
         await scene.until(lambda: len(scene.supervisor.pending) == 2)
+        assert scene.fleet._placed == 3 and scene.supervisor.describe()["starting"] == 2  # one newcomer for each slot
         assert "2 x 1 CPU wanted; free are no nodes" in scene.supervisor.notices()[-1]
         scene.supervisor.scale(1)
         await scene.until(lambda: scene.supervisor.describe() == {"in_service": 1, "target": 1, "starting": 0, "leaving": 0})
