@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import signal
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 from tests.chaos import faults, rollout_faults
 from tests.chaos.accounting import Verdict, judge
 from tests.chaos.cluster import PrivateCluster
+from tests.chaos.disk import can_mount
 from tests.chaos.faults import FAULTS, STEPS_AFTER, Fault
 from tests.chaos.report import table
 from tests.chaos.run import PROMPTS_PER_STEP, ChaosRun
@@ -46,8 +46,8 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cluster is ended, and what was acknowledged kept
     chosen = [fault for name, fault in FAULTS.items() if not arguments.only or any(word in name for word in arguments.only)]
-    if os.getuid() != 0:
-        print("a disk that is small enough to be filled can only be mounted by root: that fault is left out", file=sys.stderr)
+    if not can_mount():
+        print("a disk that is small enough to be filled can't be mounted here: that fault is left out", file=sys.stderr)
         chosen = [fault for fault in chosen if fault is not FAULTS["disk full on the run folder"]]
     series = draw(chosen, count=arguments.faults, seed=arguments.seed)[done(arguments.folder) :]
     verdict = inject(series, folder=arguments.folder, seed=arguments.seed, minutes=arguments.minutes)

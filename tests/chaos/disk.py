@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 SIZE_MIB = 400
@@ -21,8 +22,7 @@ class SmallDisk:
         self.path = folder / "disk"
         self._kept = folder / "kept"
         self.path.mkdir(parents=True, exist_ok=True)
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_MIB}m", "chaos", str(self.path)]
-        self.limited = os.getuid() == 0 and subprocess.run(mount, capture_output=True, check=False).returncode == 0
+        self.limited = _mounted(self.path)
         if self._kept.exists():
             shutil.copytree(self._kept, self.path, dirs_exist_ok=True)
 
@@ -51,3 +51,17 @@ class SmallDisk:
             shutil.rmtree(self._kept, ignore_errors=True)
             shutil.copytree(self.path, self._kept)
             subprocess.run(["umount", "--lazy", str(self.path)], check=True)
+
+
+def can_mount() -> bool:
+    """Whether this user may mount a small disk: root, and not in every container."""
+    with tempfile.TemporaryDirectory() as folder:
+        mounted = _mounted(Path(folder))
+        if mounted:
+            subprocess.run(["umount", folder], check=True)
+    return mounted
+
+
+def _mounted(path: Path) -> bool:
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_MIB}m", "chaos", str(path)]
+    return os.getuid() == 0 and subprocess.run(mount, capture_output=True, check=False).returncode == 0
