@@ -25,6 +25,7 @@ from actors.worker import RolloutRequest, RolloutWorker
 from algorithms.rethinking import RethinkingCounts
 from algorithms.schema import to_record_batch
 from algorithms.types import Prompt, RolloutGroup
+from algorithms.wire import Parcel
 from conf.schema import Config, EvaluationMode
 from conf.sizes import in_lockstep
 from tasks.errors import BadPromptError
@@ -84,7 +85,7 @@ class Outbox:
         rows = to_record_batch(t for group, _, _ in batch for t in group.trajectories)
         turns = {group.group_id: turn for group, turn, _ in batch}
         try:
-            await asyncio.wait_for(self._replay.insert.remote(rows, turns=turns), self._timeout_s)
+            await asyncio.wait_for(self._replay.insert.remote(Parcel(rows), turns=turns), self._timeout_s)
         except BaseException as error:
             for _, _, accepted in batch:
                 refusal = f"the replay actor did not accept {len(batch)} groups (deadline {self._timeout_s} s): {error!r}"

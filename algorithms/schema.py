@@ -46,6 +46,11 @@ TRAJECTORY_SCHEMA = pa.schema(
 )
 """One row a trajectory; units and meanings as in algorithms.types.Trajectory."""
 
+TOKEN_COLUMNS = ("prompt_token_ids", "response_token_ids", "response_text", "behavior_logprobs", "loss_mask")
+"""Columns whose size grows with the number of tokens: nearly all bytes of a trajectory, in few columns."""
+
+NARROW_COLUMNS = tuple(name for name in TRAJECTORY_SCHEMA.names if name not in TOKEN_COLUMNS)
+
 SAMPLE_FIELDS = (
     pa.field("key", pa.int64(), nullable=False),
     pa.field("probability", pa.float64(), nullable=False),

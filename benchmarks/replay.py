@@ -2,7 +2,9 @@
 
     python -m benchmarks.replay --python torchrl=PATH --python reverb=PATH --rounds 5 --kib 16 --batch 256
 
-PATH is a Python in which the peer is installed; none of them is a dependency of this project. ``torchrl=`` serves TransferQueue as well.
+A cell has items a second and then microseconds of processor time an item, over all processes of the contestant; the latter hardly depend
+on what else the machine does. PATH is a Python in which the peer is installed; none of them is a dependency of this project. ``torchrl=``
+serves RLlib as well.
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ from pathlib import Path
 from benchmarks.report import conditions
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("ours", "ours:client", "ours:journal", "torchrl", "transferqueue", "reverb", "torchrl:local")
+NAMES = (
+    *("floor", "ours", "ours:client", "ours:journal", "ours:client+journal", "torchrl", "torchrl:uniform", "transferqueue", "reverb"),
+    *("ours:local", "torchrl:local", "rllib"),
+)
 VERBS = ("insert", "sample", "update")
 
 
@@ -29,7 +34,8 @@ class Contestant:
 
     def __init__(self, name: str, python: str, kib: float, folder: str) -> None:
         self.name = name
-        words = [python, "-m", "benchmarks.replay_contestants"] if name.startswith("ours") else [python, "benchmarks/replay_contestants.py"]
+        own = name.startswith(("ours", "floor"))
+        words = [python, *(("-m", "benchmarks.replay_contestants") if own else ("benchmarks/replay_contestants.py",))]
         self._process = subprocess.Popen(
             [*words, name, str(kib), folder],
             cwd=ROOT,
@@ -40,10 +46,10 @@ class Contestant:
         )
         self._read("READY")
 
-    def measure(self, verb: str, batch: int, seconds: float) -> float | None:
-        """A rate in items a second; None: the contestant has no such verb."""
+    def measure(self, verb: str, batch: int, seconds: float, writers: int) -> tuple[float, float] | None:
+        """Items a second, and microseconds of processor time an item; None: the contestant has no such verb."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"verb": verb, "batch": batch, "seconds": seconds}) + "\n")
+        self._process.stdin.write(json.dumps({"verb": verb, "batch": batch, "seconds": seconds, "writers": writers}) + "\n")
         self._process.stdin.flush()
         return json.loads(self._read("RATE"))
 
@@ -61,6 +67,14 @@ class Contestant:
         raise RuntimeError(f"{self.name} ended without an answer")
 
 
+def spread(values: list[float]) -> str:
+    """Median, lowest and highest."""
+    if not values:
+        return "-"
+    digits = 0 if statistics.median(values) >= 100 else 1
+    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--python", action="append", default=[], help="NAME=PATH of a peer's Python")
@@ -69,34 +83,37 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--kib", type=float, default=16.0)
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--writers", type=int, default=1, help="processes that insert at the same time")
+    parser.add_argument("--verbs", nargs="*", default=list(VERBS))
     parser.add_argument("--journal", help="folder of the journal; none: a temporary one")
     arguments = parser.parse_args()
     pythons = dict(entry.split("=", 1) for entry in arguments.python)
-    pythons |= {"ours": sys.executable, "transferqueue": pythons.get("torchrl", "")}
+    pythons |= {"ours": sys.executable, "floor": sys.executable, "rllib": pythons.get("rllib", pythons.get("torchrl", ""))}
     folder = arguments.journal or tempfile.mkdtemp(prefix="replay-journal-")
     names = [name for name in arguments.only if pythons.get(name.split(":")[0])]
     contestants: dict[str, Contestant] = {}
-    rates: dict[tuple[str, str], list[float]] = {}
+    rates: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for round_number in range(arguments.rounds + 1):  # the first one warms up and is not counted
         for name in names:
             if name not in contestants:
                 contestants[name] = Contestant(name, pythons[name.split(":")[0]], arguments.kib, folder)
-            for verb in VERBS:
+            for verb in arguments.verbs:
                 begin = time.monotonic()
-                rate = contestants[name].measure(verb, arguments.batch, arguments.seconds)
+                rate = contestants[name].measure(verb, arguments.batch, arguments.seconds, arguments.writers)
                 print(f"round {round_number}: {name} {verb}: {rate}, {time.monotonic() - begin:.1f} s", file=sys.stderr, flush=True)
                 if rate is not None and round_number:
                     rates.setdefault((name, verb), []).append(rate)
     for contestant in contestants.values():
         contestant.close()
     shutil.rmtree(folder, ignore_errors=True)
-    print(conditions(f"python -m benchmarks.replay --kib {arguments.kib:g} --batch {arguments.batch} --rounds {arguments.rounds}"))
-    print("\n| contestant | " + " | ".join(f"{verb}s/s" for verb in VERBS) + " |\n" + "|---" * (1 + len(VERBS)) + "|")
+    settings = f"--kib {arguments.kib:g} --batch {arguments.batch} --writers {arguments.writers}"
+    print(conditions(f"python -m benchmarks.replay {settings} --rounds {arguments.rounds} --seconds {arguments.seconds:g}"))
+    print("\n| contestant | " + " | ".join(f"{verb}s/s" for verb in arguments.verbs) + " |\n" + "|---" * (1 + len(arguments.verbs)) + "|")
     for name in names:
         cells = []
-        for verb in VERBS:
+        for verb in arguments.verbs:
             values = rates.get((name, verb))
-            cells.append("-" if not values else f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})")
+            cells.append("-" if not values else spread([rate for rate, _ in values]) + "; " + spread([cost for _, cost in values if cost]))
         print(f"| {name} | " + " | ".join(cells) + " |")
 
 

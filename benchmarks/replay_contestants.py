@@ -7,11 +7,13 @@ ids (int32) and log-probs (float32) of equal length, in the form that each store
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,22 @@ CAPACITY_BYTES = 400 * 2**20
 def tokens_of(kib: float) -> int:
     """Tokens of an item of a size: 8 bytes each."""
     return max(1, int(kib * 1024) // 8)
+
+
+def processor_seconds() -> float:
+    """What this process and all that it started have used, of all cores: the cost that other work on the machine doesn't change."""
+    parents, used = {}, {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = entry.read_text().rsplit(")", 1)[1].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        number = int(entry.parent.name)
+        parents[number], used[number] = int(fields[1]), sum(map(int, fields[11:13]))
+    mine = {os.getpid()}
+    while more := {number for number, parent in parents.items() if parent in mine} - mine:
+        mine |= more
+    return sum(used.get(number, 0) for number in mine) / os.sysconf("SC_CLK_TCK")
 
 
 def pump(call: Callable[[], Any], wait: Callable[[Any], Any], seconds: float, per_call: int) -> float:
@@ -40,81 +58,69 @@ def pump(call: Callable[[], Any], wait: Callable[[Any], Any], seconds: float, pe
     return done * per_call / (time.perf_counter() - begin)
 
 
-class Ours:
-    """The replay actor of this project; ``journal`` with its journal on, ``client`` through ReplayWriter and ReplayReader."""
+class Floor:
+    """No replay at all: an actor that takes the same bytes and drops them, and hands out the same bytes again and again."""
 
-    def __init__(self, kib: float, variant: str) -> None:
+    def __init__(self, kib: float, variant: str, actor: Any = None) -> None:
         import ray
 
-        from algorithms.schema import to_record_batch
-        from conf.schema import ReplayConfig, ReplayMode
-        from replay.actor import ReplayActor
-        from replay.client import ReplayReader, ReplayWriter
-        from tests.fakes import make_trajectory
+        class Empty:
+            def __init__(self, tokens: int) -> None:
+                self.rows = np.ones((256, tokens), np.int32), np.ones((256, tokens), np.float32)
 
-        self.ray, self.to_batch, self.make = ray, to_record_batch, make_trajectory
-        self.tokens, self.count, self.variant = tokens_of(kib), 0, variant
-        size = int(CAPACITY_BYTES / (kib * 1024))
-        config = ReplayConfig(mode=ReplayMode.prioritized, max_trajectories=size, max_bytes=4 * CAPACITY_BYTES)
-        self.folder = sys.argv[3] if len(sys.argv) > 3 else None
-        self.replay = ReplayActor.options(num_cpus=0).remote(config, seed=0, journal=self.folder if variant == "journal" else None)
-        self.writer, self.reader = ReplayWriter(self.replay), ReplayReader
-        self.prepared: dict[int, list] = {}
+            def take(self, *_: Any) -> int:
+                return 1
 
-    def batches(self, batch: int, num: int) -> list:
-        """Batches of new groups of up to 8, made outside of the measured time; all share the payload of one."""
-        import pyarrow as pa
+            def give(self, batch: int) -> Any:
+                return tuple(column[:batch] for column in self.rows)
 
-        rows = [self.make(prompt_id="p", index=i % 8, response_tokens=self.tokens, prompt_tokens=8) for i in range(batch)]
-        template = self.to_batch(rows)
-        made = []
-        for _ in range(num):
-            groups = [f"p{self.count + i // 8}@0" for i in range(batch)]
-            self.count += -(-batch // 8)
-            columns = template.columns
-            columns[0] = pa.array([f"{group}/{i % 8}" for i, group in enumerate(groups)])
-            columns[1] = pa.array(groups)
-            made.append(pa.RecordBatch.from_arrays(columns, schema=template.schema))
-        return made
+        self.tokens, self.get = tokens_of(kib), ray.get
+        self.actor = ray.remote(num_cpus=0)(Empty).remote(self.tokens) if actor is None else actor
 
     def prepare(self, batch: int, seconds: float) -> None:
-        self.prepared[batch] = self.batches(batch, int(seconds * (500 if batch >= 256 else 5000 if batch >= 16 else 30000)))
+        self.data = np.ones((batch, self.tokens), np.int32), np.ones((batch, self.tokens), np.float32)
 
     def insert(self, batch: int, seconds: float) -> float:
-        made = iter(self.prepared.pop(batch))
-        if self.variant == "client":
-            rate = pump(lambda: self.writer.insert(next(made)), lambda _: None, seconds, batch)
-            begin = time.perf_counter()
-            last = self.writer.insert(self.batches(batch, 1)[0])
-            last.result()  # everything before it was acknowledged, too
-            return rate * seconds / (seconds + time.perf_counter() - begin)
-        return pump(lambda: self.replay.insert.remote(next(made)), self.ray.get, seconds, batch)
+        return pump(lambda: self.actor.take.remote(*self.data), self.get, seconds, batch)
 
     def sample(self, batch: int, seconds: float) -> float:
-        if self.variant == "client":
-            batches = iter(self.reader(self.replay, batch_size=batch))
-            return pump(lambda: None, lambda _: next(batches), seconds, batch)
-
-        def draw() -> Any:
-            return self.replay.sample.options(num_returns=2).remote(batch_size=batch)[1]
-
-        return pump(draw, self.ray.get, seconds, batch)
+        return pump(lambda: self.actor.give.remote(batch), self.get, seconds, batch)
 
     def update(self, batch: int, seconds: float) -> float:
-        keys = self.ray.get(self.replay.sample.options(num_returns=2).remote(batch_size=batch))[1]["key"].to_numpy()
-        values = np.random.default_rng(0).random(batch)
-        if self.variant == "client":
-            rate = pump(lambda: self.writer.update_priorities(keys, values), lambda _: None, seconds, batch)
-            begin = time.perf_counter()
-            self.writer.update_priorities(keys, values).result()
-            return rate * seconds / (seconds + time.perf_counter() - begin)
-        return pump(lambda: self.replay.update_priorities.remote(keys, values), self.ray.get, seconds, batch)
+        keys, values = np.arange(batch), np.random.default_rng(0).random(batch)
+        return pump(lambda: self.actor.take.remote(keys, values), self.get, seconds, batch)
+
+
+class RLlib:
+    """RLlib's prioritised buffer in this process."""
+
+    def __init__(self, kib: float, variant: str, actor: Any = None) -> None:
+        from ray.rllib.policy.sample_batch import SampleBatch
+        from ray.rllib.utils.replay_buffers import PrioritizedReplayBuffer
+
+        self.batch, self.tokens = SampleBatch, tokens_of(kib)
+        self.buffer = PrioritizedReplayBuffer(capacity=int(CAPACITY_BYTES / (kib * 1024)), alpha=1.0)
+
+    def prepare(self, batch: int, seconds: float) -> None:
+        shape = (batch, self.tokens)
+        self.data = self.batch({"ids": np.ones(shape, np.int32), "logprobs": np.ones(shape, np.float32)})
+
+    def insert(self, batch: int, seconds: float) -> float:
+        return pump(lambda: self.buffer.add(self.data, weight=1.0), lambda _: None, seconds, batch)
+
+    def sample(self, batch: int, seconds: float) -> float:
+        return pump(lambda: self.buffer.sample(batch, beta=1.0), lambda _: None, seconds, batch)
+
+    def update(self, batch: int, seconds: float) -> float:
+        indices = np.unique(self.buffer.sample(batch, beta=1.0)["batch_indexes"])
+        values = np.random.default_rng(0).random(len(indices)) + 0.1
+        return pump(lambda: self.buffer.update_priorities(indices, values), lambda _: None, seconds, len(indices))
 
 
 class TorchRL:
-    """torchrl's prioritised buffer, as a Ray actor or in process; without its compiled trees it draws uniformly and updates nothing."""
+    """torchrl's buffer, as a Ray actor or in process, prioritised or, as ``uniform``, without priorities, which is less work."""
 
-    def __init__(self, kib: float, variant: str) -> None:
+    def __init__(self, kib: float, variant: str, actor: Any = None) -> None:
         import torch
         from tensordict import TensorDict
         from torchrl.data import LazyTensorStorage, PrioritizedSampler, TensorDictReplayBuffer
@@ -125,10 +131,7 @@ class TorchRL:
         class Buffer:
             def __init__(self) -> None:
                 torch.set_num_threads(1)
-                try:
-                    sampler = PrioritizedSampler(max_capacity=size, alpha=1.0, beta=1.0)
-                except RuntimeError:  # its compiled trees don't load beside every torch; drawing uniformly is less work
-                    sampler = None
+                sampler = None if variant == "uniform" else PrioritizedSampler(max_capacity=size, alpha=1.0, beta=1.0)
                 self.rb = TensorDictReplayBuffer(storage=LazyTensorStorage(size), sampler=sampler, batch_size=256)
 
             def extend(self, data: Any) -> int:
@@ -151,7 +154,7 @@ class TorchRL:
         else:
             import ray
 
-            actor = ray.remote(num_cpus=0)(Buffer).remote()
+            self.actor = actor = ray.remote(num_cpus=0)(Buffer).remote() if actor is None else actor
             self.call, self.get = (lambda name, *a: getattr(actor, name).remote(*a)), ray.get
 
     def prepare(self, batch: int, seconds: float) -> None:
@@ -174,7 +177,9 @@ class TorchRL:
 class TransferQueue:
     """TransferQueue's key-value interface; it has no priorities, so keys are drawn uniformly by the caller."""
 
-    def __init__(self, kib: float, variant: str) -> None:
+    actor = None
+
+    def __init__(self, kib: float, variant: str, actor: Any = None) -> None:
         import torch
         import transfer_queue as tq
         from tensordict import TensorDict
@@ -190,7 +195,7 @@ class TransferQueue:
     def insert(self, batch: int, seconds: float) -> float:
         begin, done, cleared = time.perf_counter(), 0, 0.0
         while time.perf_counter() - begin - cleared < seconds:
-            names = [f"k{self.count + i}" for i in range(batch)]
+            names = [f"k{os.getpid()}-{self.count + i}" for i in range(batch)]
             self.count += batch
             self.tq.kv_batch_put(keys=names, partition_id="train", fields=self.data)
             self.keys += names
@@ -225,7 +230,7 @@ sys.stdin.read()
 class Reverb:
     """Reverb over loopback, prioritised, through its own client."""
 
-    def __init__(self, kib: float, variant: str) -> None:
+    def __init__(self, kib: float, variant: str, actor: Any = None) -> None:
         import reverb
 
         self.tokens = tokens_of(kib)
@@ -264,27 +269,65 @@ class Reverb:
         return pump(lambda: None, lambda _: self.client.mutate_priorities("t", updates=dict.fromkeys(keys, 0.5)), seconds, len(set(keys)))
 
 
-CONTESTANTS = {"ours": Ours, "torchrl": TorchRL, "transferqueue": TransferQueue, "reverb": Reverb}
+def contestant(name: str, kib: float, variant: str, actor: Any = None) -> Any:
+    """A contestant, or another of its writers if it has an actor already."""
+    if name == "ours":
+        from benchmarks.replay_ours import Ours, OursLocal  # the peers' environments have none of it
+
+        return OursLocal(kib) if variant == "local" else Ours(kib, variant, actor)
+    kinds = {"floor": Floor, "rllib": RLlib, "torchrl": TorchRL, "transferqueue": TransferQueue, "reverb": Reverb}
+    return kinds[name](kib, variant, actor)
+
+
+def write_along(name: str, kib: float, variant: str, actor: Any, number: int, batch: int, seconds: float, start_at: float) -> float:
+    """What one of several writers does, in a process of its own: items a second."""
+    writer = contestant(name, kib, variant, actor)
+    writer.count = number * 10**7  # so that no two write the same groups
+    writer.prepare(batch, seconds)
+    time.sleep(max(0.0, start_at - time.time()))
+    return writer.insert(batch, seconds)
+
+
+def insert_together(name: str, kib: float, variant: str, actor: Any, first: int, order: dict) -> float:
+    """Items a second of several writers at the same time."""
+    import ray
+
+    start_at = time.time() + order.get("prepare_s", 6.0)  # all are ready by then
+    writing = ray.remote(num_cpus=0)(write_along)
+    arguments = (order["batch"], order["seconds"], start_at)
+    numbers = range(first, first + order["writers"])
+    return sum(ray.get([writing.remote(name, kib, variant, actor, number, *arguments) for number in numbers]))
 
 
 def main() -> None:
     name, _, variant = sys.argv[1].partition(":")
     kib = float(sys.argv[2])
-    if not (name == "reverb" or variant == "local"):
+    in_process = variant == "local" or name == "rllib"
+    if not (name == "reverb" or in_process):
         import ray
 
-        ray.init(num_cpus=2, include_dashboard=False, object_store_memory=2**30, log_to_driver=False, logging_level="ERROR")
-    contestant = CONTESTANTS[name](kib, variant)
+        # logical processors only: TransferQueue's units ask for one each
+        ray.init(num_cpus=16, include_dashboard=False, object_store_memory=2**30, log_to_driver=False, logging_level="ERROR")
+    measured = contestant(name, kib, variant)
     print("READY", flush=True)
+    writers = 0
     for line in sys.stdin:
         order = json.loads(line)
-        if order["verb"] == "insert":
-            contestant.prepare(order["batch"], order["seconds"])
+        together = order["verb"] == "insert" and order["writers"] > 1
+        if order["verb"] == "insert" and not together:
+            measured.prepare(order["batch"], order["seconds"])
+        begin, used = time.perf_counter(), processor_seconds()
         try:
-            rate = getattr(contestant, order["verb"])(order["batch"], order["seconds"])
+            if together:
+                rate = insert_together(name, kib, variant, measured.actor, writers + 1, order)
+                writers += order["writers"]
+            else:
+                rate = getattr(measured, order["verb"])(order["batch"], order["seconds"])
         except (AttributeError, NotImplementedError):
             rate = None
-        print("RATE " + json.dumps(rate), flush=True)
+        share = (processor_seconds() - used) / (time.perf_counter() - begin)  # of a core
+        cost = None if rate is None or together else share / rate * 1e6
+        print("RATE " + json.dumps(None if rate is None else [rate, cost]), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,30 +12,40 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
+from algorithms.wire import Parcel
 from conf.schema import ReplayConfig
+from replay.again import LastDraw
 from replay.archive import TrajectoryArchive
-from replay.batches import Sample
 from replay.buffer import ReplayBuffer
+from replay.drawn import Drawn
 from replay.durable import DurableReplay
 from replay.full_disk import when_there_is_room
 from replay.groups import InsertReceipt
+from replay.intake import Admitted, prepare
 from replay.limiter import FreshGroupLimiter
 from replay.recovery import Recovery, is_journal
+from replay.requests import SampleRequest
 from replay.snapshot import Saved, read_snapshot, write_snapshot
 
 logger = logging.getLogger(__name__)
 
 DATA_CALLS = 1000  # at once; a waiting sample holds one, and inserts must always find another
 CONTROL_CALLS = 16
+COPIERS = 2  # threads that copy rows
+READ_AT_ONCE = 16  # rows: fewer cost less than handing them to a thread
+WRITE_AT_ONCE = 256 * 2**10  # bytes, for the same reason
+
+T = TypeVar("T")
 
 
 @ray.remote(concurrency_groups={"data": DATA_CALLS, "control": CONTROL_CALLS})
@@ -63,8 +73,10 @@ class ReplayActor:
         else:
             self._replay = ReplayBuffer(config, seed=seed)
         self._buffer = self._replay.buffer if isinstance(self._replay, DurableReplay) else self._replay
+        self._copiers = ThreadPoolExecutor(COPIERS, thread_name_prefix="replay-copier")
+        self._writers = ThreadPoolExecutor(1, thread_name_prefix="replay-journal")
         self._compacting: asyncio.Task[None] | None = None
-        self._archiving = False
+        self._under_way = 0  # draws that were made, and whose rows are not in the archive yet
         self._limiter = FreshGroupLimiter(self._buffer)
         self._captured: Saved | None = None  # for a snapshot that is to be written
         self._snapshot_lock = asyncio.Lock()  # one writer at a time: they'd share the folder's temporary files
@@ -86,9 +98,9 @@ class ReplayActor:
         """Wait for room, take in whole rollout groups and wake the samples that wait for them; see ReplayBuffer.insert.
 
         Args:
-            batch: of TRAJECTORY_SCHEMA.
-            turns: of its groups, by id; None: they are consumed in the order of arrival.
-            images: bytes by SHA-256, of images that are not to stay a path.
+            batch: see ReplayBuffer.insert; it travels fastest as ``algorithms.wire.Parcel(batch)``.
+            turns: see ReplayBuffer.insert.
+            images: see ReplayBuffer.insert.
             timeout_s: how long to wait while rows that no step has consumed fill the buffer, or draws must come first; None:
                 ``replay.timeout_s``.
 
@@ -98,11 +110,13 @@ class ReplayActor:
         Raises:
             TimeoutError: when no step makes room in time; nothing is inserted.
             ReplayFullError: when the batch alone is larger than the buffer.
+            OSError: when the journal can't be written; nothing is inserted.
         """
         rows, deadline_s = batch.num_rows, self._config.timeout_s if timeout_s is None else timeout_s
         num_bytes = batch.nbytes + sum(map(len, (images or {}).values()))
         if self._buffer.size >= self._config.min_size and self._buffer.ratio.never(inserts=rows):
             raise ValueError(f"{rows} trajectories in one insert are more than the error budget can ever let in: {self._buffer.ratio}")
+        prepared = prepare(batch, images or {})  # before the door, so that it goes on beside the write of another insert
 
         async def attempt() -> InsertReceipt:
             async with self._limiter.room(
@@ -111,12 +125,30 @@ class ReplayActor:
                 timeout_s=deadline_s,
                 describe=self._why_shut if self._config.samples_per_insert is not None else None,
             ):
-                receipt = self._replay.insert(batch, turns, images)
-                self._changed()
+                admitted = self._buffer.admit(prepared, turns)
+                await self._write(admitted)
+                receipt = self._buffer.add(admitted)
                 self._stats = self._buffer.stats()
+            self._compact_if_due()
             return receipt
 
         return await when_there_is_room(attempt, deadline_s, f"{rows} trajectories")
+
+    async def _write(self, admitted: Admitted) -> None:
+        """Bring an insert into the journal, if there is one, while the door is shut. Once begun, it goes on to its end."""
+        replay = self._replay
+        if not isinstance(replay, DurableReplay):
+            return
+        if admitted.encoded.size <= WRITE_AT_ONCE:
+            replay.write(admitted)
+            return
+        writing = asyncio.get_running_loop().run_in_executor(self._writers, replay.write, admitted)
+        while not writing.done():
+            try:
+                await asyncio.wait([writing])
+            except asyncio.CancelledError:
+                logger.info("an insert was cancelled while it was being written, which is too late")
+        writing.result()
 
     @ray.method(concurrency_group="data")
     async def sample(
@@ -130,19 +162,20 @@ class ReplayActor:
         max_staleness: int | None = None,
         timeout_s: float | None = None,
         request_id: str | None = None,
-    ) -> tuple[dict[str, float] | pa.Table, ...]:
-        """Wait for what the draws need, then draw; see ReplayBuffer.sample.
+    ) -> tuple[dict[str, float] | Parcel, ...]:
+        """Wait for what the draws need, then draw; see ReplayBuffer.sample, and SampleRequest for the arguments.
 
         Call it as ``replay.sample.options(num_returns=1 + num_shards).remote(...)``: every rank's rows are an object of their own, so
-        that a driver can pass the references on without ever holding the rows.
+        that a driver can pass the references on without ever holding the rows. Only the draw itself holds the buffer: rows are copied
+        out in other threads.
 
         Args:
-            batch_size: trajectories per update.
-            num_updates: optimizer updates of the step.
-            num_shards: D, ranks of the learner.
-            policy_version: of the learner; None: the newest of the table's rows.
-            num_groups: fresh groups to wait for and consume; 0: wait for rows that can be drawn without.
-            max_staleness: in versions; older groups are counted and not drawn.
+            batch_size: see SampleRequest.
+            num_updates: see SampleRequest.
+            num_shards: see SampleRequest.
+            policy_version: see SampleRequest.
+            num_groups: see SampleRequest; above 0 the call waits for them, at 0 for rows that can be drawn without.
+            max_staleness: see SampleRequest.
             timeout_s: how long to wait; None: ``replay.timeout_s``.
             request_id: with a journal, a draw that is asked for again under the id of the last one gives the same again.
 
@@ -153,41 +186,43 @@ class ReplayActor:
             TimeoutError: when the groups or rows don't come in time; nothing is consumed.
         """
         replay = self._replay
-        sample = replay.answered(request_id) if isinstance(replay, DurableReplay) else None
-        if sample is None:
-            request = {
-                "num_updates": num_updates,
-                "batch_size": batch_size,
-                "num_shards": num_shards,
-                "policy_version": policy_version,
-                "num_groups": num_groups,
-                "max_staleness": max_staleness,
-            }
-            sample = await self._draw(request, self._config.timeout_s if timeout_s is None else timeout_s, request_id)
-        if self._archive is not None and sample.consumed and policy_version is not None:
-            self._archiving = True  # a base would stand for the draw before the archive has what it consumed
-            try:
+        drawn: Drawn | LastDraw | None = replay.answered(request_id) if isinstance(replay, DurableReplay) else None
+        if drawn is None:
+            request = SampleRequest(
+                batch_size=batch_size,
+                num_updates=num_updates,
+                num_shards=num_shards,
+                policy_version=policy_version,
+                num_groups=num_groups,
+                max_staleness=max_staleness,
+            )
+            drawn = await self._draw(request, self._config.timeout_s if timeout_s is None else timeout_s, request_id)
+        self._under_way += 1
+        try:
+            sample = drawn.read() if batch_size * num_updates <= READ_AT_ONCE else await self._in_thread(drawn.read)
+            if self._archive is not None and sample.consumed and policy_version is not None:
                 await asyncio.to_thread(self._archive.write_or_keep, policy_version, sample.consumed)
-            finally:
-                self._archiving = False
-        return (sample.stats, *sample.shards)
+        finally:
+            self._under_way -= 1
+        return (sample.stats, *map(Parcel, sample.shards))
 
-    async def _draw(self, request: dict[str, Any], timeout_s: float, request_id: str | None) -> Sample:
+    async def _draw(self, request: SampleRequest, timeout_s: float, request_id: str | None) -> Drawn | LastDraw:
         """Wait for what the draws need, then draw."""
-        num_rows, num_groups = request["batch_size"] * request["num_updates"], request["num_groups"]
-        if self._buffer.ratio.never(samples=num_rows):
-            raise ValueError(f"{num_rows} draws at once are more than the error budget can ever let out: {self._buffer.ratio}")
+        if self._buffer.ratio.never(samples=request.num_rows):
+            raise ValueError(f"{request.num_rows} draws at once are more than the error budget can ever let out: {self._buffer.ratio}")
 
-        async def attempt() -> Sample:
-            async with self._gate(num_rows, num_groups, timeout_s):
-                if isinstance(self._replay, DurableReplay):
-                    sample = self._replay.sample(request_id=request_id, **request)
-                else:
-                    sample = self._replay.sample(**request)
+        async def attempt() -> Drawn | LastDraw:
+            async with self._gate(request, timeout_s):
+                replay = self._replay
+                drawn = replay.draw(request, request_id=request_id) if isinstance(replay, DurableReplay) else replay.draw(request)
                 self._stats = self._buffer.stats()
-            return sample
+            return drawn
 
-        return await when_there_is_room(attempt, timeout_s, f"a draw from {num_groups} groups")
+        return await when_there_is_room(attempt, timeout_s, f"a draw from {request.num_groups} groups")
+
+    def _in_thread(self, work: Callable[[], T]) -> Awaitable[T]:
+        """Copying rows leaves Python free for the other calls."""
+        return asyncio.get_running_loop().run_in_executor(self._copiers, work)
 
     def _read(self, folder: str, strict: bool) -> Saved:
         if not is_journal(folder):
@@ -197,30 +232,28 @@ class ReplayActor:
             logger.warning("skipped in the journal: %s", problem)
         return recovered.buffer.capture()
 
-    def _changed(self) -> None:
+    def _compact_if_due(self) -> None:
         """Let the journal be written anew, beside other calls, once it outweighs what it leads to."""
         replay = self._replay
-        if not isinstance(replay, DurableReplay) or self._archiving or self._compacting is not None or not replay.wants_compaction:
-            return
+        if isinstance(replay, DurableReplay) and self._compacting is None and replay.wants_compaction:
+            self._compacting = asyncio.get_running_loop().create_task(self._compact(replay))
+
+    async def _compact(self, replay: DurableReplay) -> None:
         try:
-            begun = replay.begin_compaction()
-        except OSError as error:  # the next change tries again
+            await asyncio.to_thread(replay.sync)  # nearly all of it goes to the disk before the door is shut
+            async with self._limiter.change():
+                if self._archive is not None and self._under_way:  # a base would stand for draws before the archive has what they consumed
+                    return
+                begun = await asyncio.to_thread(replay.begin_compaction)
+            await asyncio.to_thread(replay.finish_compaction, *begun)
+        except OSError as error:  # the old files stay, so nothing is lost; the next change tries again
             logger.warning("the journal could not be compacted: %s", error)
-            return
+        finally:
+            self._compacting = None
 
-        async def compact(number: int, saved: Saved) -> None:
-            try:
-                await asyncio.to_thread(replay.finish_compaction, number, saved)
-            except OSError as error:  # the old files stay, so nothing is lost; the next change tries again
-                logger.warning("the journal could not be compacted: %s", error)
-            finally:
-                self._compacting = None
-
-        self._compacting = asyncio.get_running_loop().create_task(compact(*begun))
-
-    def _gate(self, num_rows: int, num_groups: int, timeout_s: float) -> AbstractAsyncContextManager[None]:
+    def _gate(self, request: SampleRequest, timeout_s: float) -> AbstractAsyncContextManager[None]:
         """The door that a sample waits at."""
-        buffer = self._buffer
+        buffer, num_rows, num_groups = self._buffer, request.num_rows, request.num_groups
         if buffer.draws_only_fresh or (num_groups and self._config.samples_per_insert is None):
             return self._limiter.fresh_groups(num_groups, timeout_s=timeout_s)
         return self._limiter.rows(

@@ -12,15 +12,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from replay.batches import Sample
+from replay.drawn import Drawn, Sample
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class LastDraw:
     """What was answered to a request with an id."""
 
     request_id: str
-    sample: Sample
+    answer: Drawn | Sample  # its rows are copied when they are read, and then kept: what is only drawn pins all that was stored beside them
+
+    def read(self) -> Sample:
+        """The draw with its rows."""
+        if isinstance(self.answer, Drawn):
+            self.answer = self.answer.read()
+        return self.answer
 
     def encoded(self) -> tuple[dict[str, Any], list[pa.Buffer]]:
         """Make a journal's record of it.
@@ -28,8 +34,9 @@ class LastDraw:
         Returns:
             What JSON can hold, and buffers; the consumed trajectories are left out, which the archive has by then.
         """
-        body = [_stream(shard) for shard in self.sample.shards]
-        stats = {name: float(value) for name, value in self.sample.stats.items()}
+        sample = self.read()
+        body = [_stream(shard) for shard in sample.shards]
+        stats = {name: float(value) for name, value in sample.stats.items()}
         return {"request_id": self.request_id, "stats": stats, "lengths": [part.size for part in body]}, body
 
     @classmethod
@@ -48,7 +55,7 @@ class LastDraw:
             shards.append(pa.ipc.open_stream(pa.py_buffer(body[start : start + length])).read_all())
             start += length
         sample = Sample(shards=shards, stats=dict(meta["stats"]), keys=np.empty(0, np.int64), consumed=[])
-        return cls(request_id=meta["request_id"], sample=sample)
+        return cls(request_id=meta["request_id"], answer=sample)
 
 
 def _stream(table: pa.Table) -> pa.Buffer:

@@ -1,29 +1,16 @@
-"""Drawn rows as the tables that the learner's ranks get.
+"""Arithmetic over the draws of a step: which rank gets which, and the figures of a batch.
 
-Owns the dealing of rows to ranks and the columns of the draw. Must not know selectors, storage or Ray.
+Owns the dealing of rows to ranks. Must not know rows, selectors, storage or Ray.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from algorithms.batching import balanced_shards
-from algorithms.schema import SAMPLE_FIELDS, SAMPLE_SCHEMA
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """The rows of one training step."""
-
-    shards: list[pa.Table]  # one per learner rank, of SAMPLE_SCHEMA; all empty when nothing could be drawn
-    stats: dict[str, float]  # by metric name; "replay/empty" is 1 when there's nothing to train on
-    keys: NDArray[np.int64]  # [n] of the rows, in the order of the draw
-    consumed: list[pa.RecordBatch]  # all trajectories of the groups that the step consumed, turn by turn
 
 
 def deal(tokens: NDArray[np.int64], prompts: Sequence[str], updates: NDArray[np.int64], *, num_shards: int) -> list[NDArray[np.int64]]:
@@ -48,21 +35,6 @@ def deal(tokens: NDArray[np.int64], prompts: Sequence[str], updates: NDArray[np.
         for rank, shard in zip(ranks, shards, strict=True):
             rank += [members[i] for i in shard]
     return [np.array(rank, dtype=np.int64) for rank in ranks]
-
-
-def rank_table(rows: pa.RecordBatch, draws: dict[str, NDArray], order: NDArray[np.int64]) -> pa.Table:
-    """Put a rank's rows and what is known of their draws side by side.
-
-    Args:
-        rows: the rank's rows.
-        draws: [n] values for every one of SAMPLE_FIELDS, of all draws.
-        order: which draw each of the rows is.
-
-    Returns:
-        A table of SAMPLE_SCHEMA.
-    """
-    drawn = [pa.array(draws[field.name][order], type=field.type) for field in SAMPLE_FIELDS]
-    return pa.Table.from_arrays([*rows.columns, *drawn], schema=SAMPLE_SCHEMA)
 
 
 def draw_figures(draws: dict[str, NDArray], *, num_updates: int) -> dict[str, float]:

@@ -13,20 +13,22 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from algorithms.schema import attach_images
 from conf.schema import ReplayConfig
-from replay.batches import Sample, deal, draw_figures, occurrences, rank_table
+from replay.batches import draw_figures
+from replay.drawn import Drawn, Sample, count_draws, deal_rows
 from replay.groups import InsertReceipt, drop_figures, step_figures, take_rows
-from replay.images import check_images, image_hashes
-from replay.intake import Admitted, Intake
-from replay.plans import Draw, Pool, plan_for
+from replay.images import image_hashes
+from replay.intake import Admitted, Intake, Prepared, prepare
+from replay.plans import Pool, plan_for
 from replay.priority_tree import magnitudes
 from replay.ratio import SampleToInsertRatio
+from replay.requests import SampleRequest
 from replay.snapshot import Saved, SnapshotError, read_snapshot, write_snapshot
 from replay.table import Table
 from replay.waiting import WaitingGroup
@@ -161,14 +163,13 @@ class ReplayBuffer:
                 isn't that of its hash; nothing is inserted.
             ReplayFullError: when waiting rows alone would exceed a bound of memory; nothing is inserted.
         """
-        return self.add(self.admit(batch, turns, images))
+        return self.add(self.admit(prepare(batch, images or {}), turns))
 
-    def admit(self, batch: pa.RecordBatch, turns: Mapping[str, int] | None = None, images: Mapping[str, bytes] | None = None) -> Admitted:
-        """Check what would be inserted and copy it, without a change; see insert."""
-        admitted = self._intake.admit(batch, turns, images or {})
-        if images:
-            check_images(images)
-            admitted = replace(admitted, images=self._table.images.new(image_hashes(admitted.rows), images))
+    def admit(self, prepared: Prepared, turns: Mapping[str, int] | None = None) -> Admitted:
+        """Choose what is new of checked rows, without a change; see insert."""
+        admitted = self._intake.admit(prepared, turns)
+        if admitted.images:
+            admitted = replace(admitted, images=self._table.images.new(image_hashes(admitted.rows), admitted.images))
         num_rows, waiting = len(admitted.arrivals.rows), self._intake.waiting
         num_bytes = admitted.encoded.size + sum(map(len, admitted.images.values()))
         if not self._table.fits(waiting.num_rows + num_rows, waiting.num_bytes + num_bytes):
@@ -204,26 +205,11 @@ class ReplayBuffer:
             self._intake.arrived.extend(group.summary for group in consumed)
         return receipt
 
-    def sample(
-        self,
-        *,
-        batch_size: int,
-        num_updates: int = 1,
-        num_shards: int = 1,
-        policy_version: int | None = None,
-        num_groups: int = 0,
-        max_staleness: int | None = None,
-    ) -> Sample:
+    def sample(self, **request: Any) -> Sample:
         """Consume the waiting groups whose turn it is and draw the rows of one training step.
 
         Args:
-            batch_size: trajectories per update, >= 1.
-            num_updates: optimizer updates of the step, >= 1.
-            num_shards: ranks of the learner, >= 1.
-            policy_version: of the learner; ages count from it. None: the newest of the table's rows.
-            num_groups: how many waiting groups to consume, uniform ones included; 0: none, the draws are from older rows alone.
-            max_staleness: consumed groups with an older token than this many versions are counted and never drawn; None: no bound. A mode
-                without steps has no use for it.
+            **request: of SampleRequest.
 
         Returns:
             num_updates * batch_size draws, dealt to the ranks; none when no row has a learning signal, fewer when the reuse limit leaves
@@ -233,8 +219,12 @@ class ReplayBuffer:
             ValueError: when an argument is out of range, fewer groups are ready, or a row is of a later version than the learner's;
                 nothing is consumed.
         """
-        counts = {"batch_size": batch_size, "num_updates": num_updates, "num_shards": num_shards, "num_groups": num_groups}
-        self.check_request(**counts, policy_version=policy_version)
+        return self.draw(SampleRequest(**request)).read()
+
+    def draw(self, request: SampleRequest) -> Drawn:
+        """The first part of sample, which changes the buffer; the rows may be copied later and in another thread. See sample."""
+        self.check_request(request)
+        policy_version, num_groups = request.policy_version, request.num_groups
         if policy_version is None:
             policy_version = self._table.newest_version
         consumed = self._intake.waiting.take(num_groups) if self._plan.waits else []
@@ -243,14 +233,15 @@ class ReplayBuffer:
         self._refresh(consumed)
         if num_groups:
             self._expire(policy_version, step_trajectories)
-        oldest_allowed = policy_version - (np.inf if max_staleness is None else max_staleness)
+        oldest_allowed = policy_version - (np.inf if request.max_staleness is None else request.max_staleness)
         dropped = [group for group in consumed if group.summary.version_min < oldest_allowed]
         self._drop(dropped)
         places = self._enter([group for group in consumed if group.summary.version_min >= oldest_allowed])
         priorities, versions = (self._table.storage.column(name)[places] for name in ("priority", "version"))
         fresh = Pool(selector=self._plan.fresh, places=places, priorities=priorities, ages=policy_version - versions)
-        draw = self._plan.draw(self._rng, fresh=fresh, older=self._table.older, num_rows=num_updates * batch_size)
-        shards, draws = self._deal(draw, policy_version=policy_version, num_updates=num_updates, num_shards=num_shards)
+        draw = self._plan.draw(self._rng, fresh=fresh, older=self._table.older, num_rows=request.num_rows)
+        draws = count_draws(self._table, draw, policy_version=policy_version, num_updates=request.num_updates)
+        shards = deal_rows(self._table, draw.places, draws["update"], num_shards=request.num_shards)
         held = len(self._table)  # while the batch was drawn: in three of the modes nothing outlives its step
         self._table.open(places)
         if num_groups:
@@ -263,11 +254,11 @@ class ReplayBuffer:
             **(step_figures(summaries, policy_version=policy_version) if summaries else {}),
             **(drop_figures(summaries, [group.summary for group in dropped]) if summaries else {}),
             **{f"replay/{name}": count for name, count in self.stats().items()},
-            **draw_figures(draws, num_updates=num_updates),
+            **draw_figures(draws, num_updates=request.num_updates),
             "replay/size": held,
             "replay/candidates": held,
         }
-        return Sample(shards=shards, stats=stats, keys=draws["key"], consumed=[group.rows for group in consumed])
+        return Drawn(shards=shards, draws=draws, stats=stats, consumed=[group.rows for group in consumed])
 
     def update_priorities(self, keys: NDArray[np.int64], priorities: NDArray[np.floating]) -> int:
         """Set what stands for |A| in P.
@@ -330,7 +321,7 @@ class ReplayBuffer:
             "batches": storage.num_batches,
             "ready_groups": self.ready_groups,
             "waiting_groups": self.waiting_groups,
-            **asdict(self._counters),
+            **vars(self._counters),
         }
 
     def snapshot(self, folder: str | os.PathLike[str]) -> None:
@@ -447,49 +438,9 @@ class ReplayBuffer:
     def _expire(self, policy_version: int, step_trajectories: int) -> None:
         self._counters.removed += self._table.expire(policy_version, step_trajectories)
 
-    def _deal(self, draw: Draw, *, policy_version: int, num_updates: int, num_shards: int) -> tuple[list[pa.Table], dict[str, NDArray]]:
-        """Count the draws on the rows and make the ranks' tables."""
-        column, places = self._table.storage.column, draw.places
-        draws = {
-            "key": column("key")[places],
-            "probability": draw.probabilities,
-            "table_size": draw.table_sizes,
-            "age": policy_version - column("version")[places],
-            "times_sampled": column("times_sampled")[places] + occurrences(places),
-            "fresh": draw.fresh,
-            "update": np.arange(len(places)) * num_updates // max(len(places), 1),
-        }
-        self._table.use(places)
-        prompts: list[str] = []
-        if num_shards > 1:
-            prompts = self._table.storage.gather(places, ["prompt_id"]).column("prompt_id").to_pylist()
-        shards = []
-        for order in deal(column("tokens")[places], prompts, draws["update"], num_shards=num_shards):
-            rows = self._table.payload(places[order])
-            shard = rank_table(rows, draws, order)
-            shards.append(attach_images(shard, self._table.images.select(image_hashes(rows))) if len(self._table.images) else shard)
-        return shards, draws
-
-    def check_request(
-        self,
-        *,
-        batch_size: int,
-        num_updates: int = 1,
-        num_shards: int = 1,
-        policy_version: int | None = None,
-        num_groups: int = 0,
-        max_staleness: int | None = None,
-    ) -> dict[str, int | None]:
-        """Refuse draws that can't be made; see sample.
-
-        Returns:
-            The arguments of sample, all of them.
-        """
-        if min(num_updates, batch_size, num_shards) < 1 or num_groups < 0:
-            raise ValueError(
-                f"num_updates, batch_size and num_shards must be at least 1 and num_groups not negative, "
-                f"got {num_updates}, {batch_size}, {num_shards}, {num_groups}"
-            )
+    def check_request(self, request: SampleRequest) -> None:
+        """Refuse draws that can't be made now; see sample."""
+        num_groups, policy_version = request.num_groups, request.policy_version
         if num_groups == 0 and self._plan.older is None:
             raise ValueError(f"replay.mode={self._config.mode.value} draws only what a step consumes: num_groups must be at least 1, got 0")
         if num_groups > self.ready_groups:
@@ -502,6 +453,3 @@ class ReplayBuffer:
                 f"a trajectory was sampled by policy version {newest}, the learner is at {policy_version}: "
                 f"replay and learner aren't of the same run or checkpoint"
             )
-        request = {"batch_size": batch_size, "num_updates": num_updates, "num_shards": num_shards}
-        versions = {"policy_version": policy_version, "num_groups": num_groups, "max_staleness": max_staleness}
-        return {name: None if value is None else int(value) for name, value in {**request, **versions}.items()}

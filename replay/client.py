@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +19,10 @@ import ray
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
+from algorithms.wire import Parcel
 from replay.groups import InsertReceipt
+
+CALLS_UNDER_WAY = 3  # of a writer: one is being carried out, one on its way, one being answered
 
 
 class ReplayWriter:
@@ -28,12 +33,14 @@ class ReplayWriter:
     Args:
         replay: the replay actor.
         max_pending_rows: ``insert`` waits while so many are on their way.
+        block_rows: that one call carries; a batch with more of them goes alone.
         timeout_s: deadline of one call to the actor.
     """
 
-    def __init__(self, replay: ActorHandle, *, max_pending_rows: int = 4096, timeout_s: float = 600.0) -> None:
+    def __init__(self, replay: ActorHandle, *, max_pending_rows: int = 4096, block_rows: int = 256, timeout_s: float = 600.0) -> None:
         self._replay = replay
         self._max_pending_rows = max_pending_rows
+        self._block_rows = block_rows
         self._timeout_s = timeout_s
         self._inserts: deque[tuple[pa.RecordBatch, Future[InsertReceipt]]] = deque()
         self._priorities: deque[tuple[NDArray, NDArray, Future[int]]] = deque()
@@ -85,44 +92,70 @@ class ReplayWriter:
         self._sending.join()
 
     def _send(self) -> None:
+        under_way: deque[_Call] = deque()
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._inserts or self._priorities or self._closed)
-                inserts, self._inserts = list(self._inserts), deque()
+                # what is there goes at once; without news the oldest call is waited for
+                self._changed.wait_for(lambda: self._inserts or self._priorities or self._closed or under_way)
+                inserts = _as_many(self._inserts, self._block_rows)
                 priorities, self._priorities = list(self._priorities), deque()
-                if not inserts and not priorities:
+                if not (inserts or priorities or under_way):
                     return
+                self._changed.notify_all()
             if inserts:
-                self._send_inserts(inserts)
-                with self._changed:
-                    self._pending_rows -= sum(batch.num_rows for batch, _ in inserts)
-                    self._changed.notify_all()
+                under_way.append(self._start_inserts(inserts))
             if priorities:
-                self._send_priorities(priorities)
+                under_way.append(self._start_priorities(priorities))
+            while under_way and (len(under_way) >= CALLS_UNDER_WAY or not (self._inserts or self._priorities)):
+                self._finish(under_way.popleft())
 
-    def _send_priorities(self, priorities: list[tuple[NDArray, NDArray, Future[int]]]) -> None:
-        keys, values = (np.concatenate([entry[i] for entry in priorities]) for i in (0, 1))
-        _settle([done for *_, done in priorities], lambda: self._call(self._replay.update_priorities, keys, values))
-        with self._changed:
-            self._changed.notify_all()
+    def _start_priorities(self, entries: list[tuple[NDArray, NDArray, Future[int]]]) -> _Call:
+        keys, values = (np.concatenate([entry[i] for entry in entries]) for i in (0, 1))
+        return _Call(self._replay.update_priorities.remote(keys, values), [done for *_, done in entries], [])
 
-    def _send_inserts(self, inserts: list[tuple[pa.RecordBatch, Future[InsertReceipt]]]) -> None:
-        """All at once; one by one if that fails, so that a bad row is the error of its own insert alone."""
-        together = inserts[0][0] if len(inserts) == 1 else pa.concat_batches([batch for batch, _ in inserts])
+    def _start_inserts(self, entries: list[tuple[pa.RecordBatch, Future[InsertReceipt]]]) -> _Call:
+        batches = [batch for batch, _ in entries]
         try:
-            receipt = self._call(self._replay.insert, together)
-        except Exception as error:
-            if len(inserts) == 1:
-                inserts[0][1].set_exception(error)
-                return
-            for batch, done in inserts:
-                _settle([done], lambda batch=batch: self._call(self._replay.insert, batch))
-            return
-        for _, done in inserts:
-            done.set_result(receipt)
+            together = batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+        except pa.ArrowInvalid:  # one of another schema among them: each to its own error
+            return _Call(None, [done for _, done in entries], batches)
+        return _Call(self._replay.insert.remote(Parcel(together)), [done for _, done in entries], batches)
 
-    def _call(self, method, *arguments):
-        return ray.get(method.remote(*arguments), timeout=self._timeout_s)
+    def _finish(self, call: _Call) -> None:
+        """Settle a call's futures; a bad row is the error of its own insert alone, so inserts that failed together go again one by one."""
+        try:
+            if call.reference is None:
+                raise ValueError("batches of several schemas")
+            result = ray.get(call.reference, timeout=self._timeout_s)
+            for done in call.futures:
+                done.set_result(result)
+        except Exception as error:
+            if len(call.batches) > 1:
+                for batch, done in zip(call.batches, call.futures, strict=True):
+                    _settle(done, lambda batch=batch: ray.get(self._replay.insert.remote(Parcel(batch)), timeout=self._timeout_s))
+            else:
+                for done in call.futures:
+                    done.set_exception(error)
+        if call.batches:
+            with self._changed:
+                self._pending_rows -= sum(batch.num_rows for batch in call.batches)
+                self._changed.notify_all()
+
+
+@dataclass(frozen=True)
+class _Call:
+    reference: ray.ObjectRef | None  # None: it couldn't be made
+    futures: list[Future]
+    batches: list[pa.RecordBatch]  # that it carries, one a future; none: it carries priorities
+
+
+def _as_many(inserts: deque[tuple[pa.RecordBatch, Future]], num_rows: int) -> list[tuple[pa.RecordBatch, Future]]:
+    """Take from the front what makes a block, at least one."""
+    taken: list[tuple[pa.RecordBatch, Future]] = []
+    while inserts and (not taken or num_rows >= inserts[0][0].num_rows):
+        taken.append(inserts.popleft())
+        num_rows -= taken[-1][0].num_rows
+    return taken
 
 
 class ReplayReader:
@@ -140,7 +173,7 @@ class ReplayReader:
     """
 
     def __init__(self, replay: ActorHandle, *, batch_size: int, prefetch: int = 2, block: int = 256, timeout_s: float = 600.0) -> None:
-        self._replay = replay
+        self._draw = replay.sample.options(num_returns=2)
         self._batch_size = batch_size
         self._prefetch = prefetch
         self._block = batch_size * max(1, block // batch_size)
@@ -151,19 +184,15 @@ class ReplayReader:
         under_way: deque = deque()
         while True:
             while len(under_way) < self._prefetch:
-                under_way.append(self._replay.sample.options(num_returns=2).remote(batch_size=self._block)[1])
+                under_way.append(self._draw.remote(batch_size=self._block)[1])
             table = ray.get(under_way.popleft(), timeout=self._timeout_s)
             for start in range(0, table.num_rows, self._batch_size):
                 yield table.slice(start, self._batch_size)
 
 
-def _settle(futures: list[Future], call) -> None:
-    """Give the futures what the call gives."""
+def _settle(done: Future, call: Callable[[], Any]) -> None:
+    """Give a future what the call gives."""
     try:
-        result = call()
+        done.set_result(call())
     except Exception as error:
-        for done in futures:
-            done.set_exception(error)
-        return
-    for done in futures:
-        done.set_result(result)
+        done.set_exception(error)

@@ -24,10 +24,12 @@ from numpy.typing import NDArray
 
 from conf.schema import ReplayConfig
 from replay.again import LastDraw
-from replay.batches import Sample
+from replay.drawn import Drawn, Sample
 from replay.groups import InsertReceipt
+from replay.intake import Admitted, prepare
 from replay.journal import SegmentWriter, segment_numbers, segment_path, sync_folder
 from replay.recovery import PRIORITIES_SCHEMA, Recovery
+from replay.requests import SampleRequest
 from replay.snapshot import Saved, write_snapshot
 
 MIN_COMPACTION_BYTES = 64 * 2**20  # below it a journal isn't worth a new base
@@ -57,12 +59,13 @@ class DurableReplay:
         self.problems, self.buffer = recovered.problems, recovered.buffer
         self._last = recovered.last  # what was answered last, until the next draw
         self._number = recovered.last_segment
+        self._older_bytes = self._segment_bytes()
         self._writer = self._open_segment(self._number + 1, recovered.sequence)
 
     @property
     def wants_compaction(self) -> bool:
         """Whether the segments outweigh what they lead to."""
-        return self._journal_bytes() > max(MIN_COMPACTION_BYTES, self.buffer.stats()["bytes"])
+        return self._older_bytes + self._writer.num_bytes > max(MIN_COMPACTION_BYTES, self.buffer.stats()["bytes"])
 
     def insert(
         self, batch: pa.RecordBatch, turns: Mapping[str, int] | None = None, images: Mapping[str, bytes] | None = None
@@ -72,7 +75,16 @@ class DurableReplay:
         Raises:
             OSError: when the journal can't be written; nothing is inserted.
         """
-        admitted = self.buffer.admit(batch, turns, images)
+        admitted = self.buffer.admit(prepare(batch, images or {}), turns)
+        self.write(admitted)
+        return self.buffer.add(admitted)
+
+    def write(self, admitted: Admitted) -> None:
+        """Write what was admitted to the journal, in any thread, while nothing else changes; buffer.add is to follow, whatever happens.
+
+        Raises:
+            OSError: when the journal can't be written; nothing may be inserted then.
+        """
         names = [summary.group_id for summary in admitted.arrivals.summaries]
         pictures = sorted(admitted.images)
         meta = {
@@ -82,7 +94,6 @@ class DurableReplay:
             "images": [[name, len(admitted.images[name])] for name in pictures],
         }
         self._append("insert", meta, [admitted.encoded, *(admitted.images[name] for name in pictures)])
-        return self.buffer.add(admitted)
 
     def sample(self, *, request_id: str | None = None, **request: Any) -> Sample:
         """See ReplayBuffer.sample.
@@ -94,22 +105,30 @@ class DurableReplay:
         Raises:
             OSError: when the journal can't be written; nothing is consumed.
         """
-        if (answered := self.answered(request_id)) is not None:
-            return answered
-        request = self.buffer.check_request(**request)
-        end = self.buffer.next_turn + request["num_groups"]
-        self._append("sample", {"request": request, "through_turn": end, "request_id": request_id})
-        sample = self._note(self.buffer.sample(**request))
-        self._last = None if request_id is None else LastDraw(request_id=request_id, sample=sample)
-        return sample
+        drawn = self.answered(request_id) or self.draw(SampleRequest(**request), request_id=request_id)
+        return drawn.read()
 
-    def answered(self, request_id: str | None) -> Sample | None:
+    def draw(self, request: SampleRequest, *, request_id: str | None = None) -> Drawn | LastDraw:
+        """See ReplayBuffer.draw; the draw is kept for ``answered`` if it has an id.
+
+        Raises:
+            OSError: when the journal can't be written; nothing is consumed.
+        """
+        self.buffer.check_request(request)
+        end = self.buffer.next_turn + request.num_groups
+        self._append("sample", {"request": dataclasses.asdict(request), "through_turn": end, "request_id": request_id})
+        drawn = self.buffer.draw(request)
+        self._draw_log.update(np.ascontiguousarray(drawn.draws["key"]).tobytes())
+        self._last = None if request_id is None else LastDraw(request_id=request_id, answer=drawn)
+        return self._last or drawn
+
+    def answered(self, request_id: str | None) -> LastDraw | None:
         """What a draw of this id was answered, if it was the last one.
 
         Args:
             request_id: of the draw; None: it has none.
         """
-        return self._last.sample if self._last is not None and self._last.request_id == request_id else None
+        return self._last if self._last is not None and self._last.request_id == request_id else None
 
     def update_priorities(self, keys: NDArray[np.int64], priorities: NDArray[np.floating]) -> int:
         """See ReplayBuffer.update_priorities.
@@ -133,7 +152,7 @@ class DurableReplay:
         self.finish_compaction(*self.begin_compaction())
 
     def begin_compaction(self) -> tuple[int, Saved]:
-        """Take the state of now and begin the segment behind it: the short part, between two other calls.
+        """Take the state of now and begin the segment behind it: the short part, between two other calls, shortest after sync.
 
         Returns:
             The arguments of finish_compaction, which may run in another thread.
@@ -145,6 +164,7 @@ class DurableReplay:
         former, self._writer = self._writer, self._open_segment(self._number + 2, self._writer.sequence)  # on a full disk the former stays
         self._number += 1
         former.close()
+        self._older_bytes = self._segment_bytes()
         if self._last is not None:  # the base is behind it, and whoever asked may not have its answer yet
             self._append("drawn", *self._last.encoded())
         return self._number + 1, saved
@@ -170,6 +190,11 @@ class DurableReplay:
         for folder in self._folder.glob("base-*"):
             if folder != base:
                 shutil.rmtree(folder)
+        self._older_bytes = self._segment_bytes()
+
+    def sync(self) -> None:
+        """Bring everything to the disk; in any thread."""
+        self._writer.sync()
 
     def close(self) -> None:
         """Bring everything to the disk and end."""
@@ -178,13 +203,9 @@ class DurableReplay:
     def _append(self, kind: str, meta: dict[str, Any], body: list[Any] | None = None) -> None:
         self._writer.append({"kind": kind, "draws": self._draw_log.intdigest(), **meta}, body or [])
 
-    def _note(self, sample: Sample) -> Sample:
-        self._draw_log.update(np.ascontiguousarray(sample.keys).tobytes())
-        return sample
-
-    def _journal_bytes(self) -> int:
-        older = sum(segment_path(self._folder, n).stat().st_size for n in segment_numbers(self._folder) if n <= self._number)
-        return older + self._writer.num_bytes
+    def _segment_bytes(self) -> int:
+        """Of the segments before the one that is written."""
+        return sum(segment_path(self._folder, n).stat().st_size for n in segment_numbers(self._folder) if n <= self._number)
 
     def _open_segment(self, number: int, sequence: int) -> SegmentWriter:
         path = segment_path(self._folder, number)

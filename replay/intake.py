@@ -14,24 +14,53 @@ import pyarrow as pa
 
 from algorithms.schema import TRAJECTORY_SCHEMA
 from replay.groups import Arrivals, GroupSummary, read_arrivals, take_rows
+from replay.images import check_images
 from replay.waiting import WaitingGroup, WaitingGroups
 
 REMEMBERED_GROUPS = 65536  # ids kept to recognise a retried insert, which follows the first within minutes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Admitted:
-    """A checked insert that is not carried out yet."""
+class Prepared:
+    """Rows at the door, checked on their own and copied."""
 
     arrivals: Arrivals
-    turns: list[int]  # of the new groups
-    encoded: pa.Buffer  # their rows as one Arrow IPC message, which owns their memory
+    encoded: pa.Buffer  # the rows as one Arrow IPC message, which owns their memory
     images: Mapping[str, bytes]  # by SHA-256, those that come with the rows
 
     @property
     def rows(self) -> pa.RecordBatch:
         """The rows, group by group; they share the message's memory."""
         return pa.ipc.read_record_batch(self.encoded, TRAJECTORY_SCHEMA)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Admitted(Prepared):
+    """New groups that may be inserted, and are not yet."""
+
+    turns: list[int]  # of the groups
+
+
+def prepare(batch: pa.RecordBatch, images: Mapping[str, bytes]) -> Prepared:
+    """Check rows on their own and copy them; nothing else needs to stand still meanwhile.
+
+    Args:
+        batch: of TRAJECTORY_SCHEMA, whole groups.
+        images: bytes by SHA-256.
+
+    Returns:
+        All groups of the batch.
+
+    Raises:
+        ValueError: when the batch has another schema or impossible values, or an image isn't that of its hash.
+    """
+    check_images(images)
+    return _prepared(batch, read_arrivals(batch, known=()), images)
+
+
+def _prepared(batch: pa.RecordBatch, arrivals: Arrivals, images: Mapping[str, bytes]) -> Prepared:
+    # a copy: the batch may lie in the object store, and rows that stay here for long must not pin it
+    return Prepared(arrivals=arrivals, encoded=take_rows(batch, arrivals.rows).serialize(), images=images)
 
 
 class Intake:
@@ -42,24 +71,23 @@ class Intake:
         self.arrived: deque[GroupSummary] = deque(maxlen=REMEMBERED_GROUPS)  # in the table already, for the next step's figures
         self._known: dict[str, None] = {}  # group ids in the order of arrival
 
-    def admit(self, batch: pa.RecordBatch, turns: Mapping[str, int] | None, images: Mapping[str, bytes]) -> Admitted:
-        """Check a batch and copy what is new, without a change.
+    def admit(self, prepared: Prepared, turns: Mapping[str, int] | None) -> Admitted:
+        """Choose the groups that are new and give them their turns, without a change.
 
         Args:
-            batch: of TRAJECTORY_SCHEMA, whole groups.
+            prepared: of prepare.
             turns: by group id; None: behind all others.
-            images: bytes by SHA-256.
 
         Returns:
             What would be inserted.
 
         Raises:
-            ValueError: when the batch has another schema or impossible values, or a turn is missing or taken by another group.
+            ValueError: when a turn is missing or taken by another group.
         """
-        arrivals = read_arrivals(batch, known=self._known)
-        # a copy: the batch may lie in the object store, and rows that stay here for long must not pin it
-        encoded = take_rows(batch, arrivals.rows).serialize()
-        return Admitted(arrivals=arrivals, turns=self._turns_of(arrivals, turns), encoded=encoded, images=images)
+        if any(summary.group_id in self._known for summary in prepared.arrivals.summaries):
+            rows = prepared.rows
+            prepared = _prepared(rows, read_arrivals(rows, known=self._known), prepared.images)
+        return Admitted(**vars(prepared), turns=self._turns_of(prepared.arrivals, turns))
 
     def queue(self, admitted: Admitted) -> None:
         """Let admitted groups wait for their turns.

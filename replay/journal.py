@@ -119,6 +119,14 @@ class SegmentWriter:
         self.sequence += 1
         self._dirty.set()
 
+    def sync(self) -> None:
+        """Bring everything to the disk.
+
+        Raises:
+            OSError: when the disk doesn't take it.
+        """
+        os.fsync(self._file)
+
     def close(self) -> None:
         """Bring everything to the disk and end.
 

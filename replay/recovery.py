@@ -18,6 +18,7 @@ from conf.schema import ReplayConfig, ReplayMode, ReplayRemover
 from replay.again import LastDraw
 from replay.buffer import ReplayBuffer
 from replay.journal import JournalError, Record, read_segment, segment_numbers, segment_path
+from replay.requests import SampleRequest
 from replay.snapshot import STATE_FILE, Saved, read_snapshot
 
 PRIORITIES_SCHEMA = pa.schema([("key", pa.int64()), ("priority", pa.float64())])
@@ -114,10 +115,10 @@ class Recovery:
             elif meta["kind"] == "sample" and damaged:
                 buffer.consume(through_turn=meta["through_turn"], policy_version=meta["request"]["policy_version"])
             elif meta["kind"] == "sample":
-                sample = buffer.sample(**meta["request"])
-                self._draw_log.update(np.ascontiguousarray(sample.keys).tobytes())
+                drawn = buffer.draw(SampleRequest(**meta["request"]))
+                self._draw_log.update(np.ascontiguousarray(drawn.draws["key"]).tobytes())
                 request_id = meta.get("request_id")
-                self.last = None if request_id is None else LastDraw(request_id=request_id, sample=sample)
+                self.last = None if request_id is None else LastDraw(request_id=request_id, answer=drawn)
             elif meta["kind"] == "drawn":
                 self.last = LastDraw.decoded(meta, record.body)
             elif meta["kind"] == "priorities":

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from algorithms.schema import TRAJECTORY_SCHEMA, check_schema
+from algorithms.schema import NARROW_COLUMNS, TRAJECTORY_SCHEMA, check_schema
 from replay.storage import KNOWN_FIELDS, Storage
 
 FORMAT = 3
@@ -104,7 +104,7 @@ def read_snapshot(folder: str | os.PathLike[str]) -> Saved:
     parts = [_saved_part(batch) for batch in _read_arrow(rows_path, body["trajectories"]["sha256"], SNAPSHOT_SCHEMA)]
     num_stored = len(parts) - body["num_waiting"]
     try:
-        storage = Storage.rebuild(TRAJECTORY_SCHEMA, parts[:num_stored], body["layout"])
+        storage = Storage.rebuild(TRAJECTORY_SCHEMA, parts[:num_stored], body["layout"], NARROW_COLUMNS)
     except ValueError as error:
         raise SnapshotError(f"{rows_path} can't be read: {error}") from error
     if len(storage) != body["num_rows"]:

@@ -1,7 +1,8 @@
 """Rows of Arrow record batches under increasing keys.
 
 Owns the memory of the trajectories and what is known of each row (key, version, priority, use count). Must not know modes, draws,
-groups or Ray. Rows never become Python objects: they are appended and gathered as Arrow arrays.
+groups or Ray. Rows never become Python objects: they are appended and gathered as Arrow arrays. Wide columns, whose size grows with the
+tokens, stay in the batches they came in and are never copied again; narrow ones are packed (replay/packed.py).
 
 A row has a place in arrays that are sorted by key, and keeps it until the storage packs itself. A row that leaves only marks its place,
 so that neither an append nor a removal moves the others; when the arrays are full and at least half of the places are left, the rows
@@ -18,6 +19,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from replay.packed import PackedRows, PackedSelection
+
 KNOWN_FIELDS: dict[str, type] = {
     "key": np.int64,  # unique, increasing with insertion
     "version": np.int64,  # the oldest policy version that sampled one of the row's tokens
@@ -31,7 +34,7 @@ KNOWN_FIELDS: dict[str, type] = {
 """What is known of a row besides its payload."""
 
 _STATE_FIELDS: dict[str, type] = {
-    "batch": np.int64,  # the stored record batch that holds the payload,
+    "batch": np.int64,  # the stored record batch that holds the wide columns,
     "row": np.int64,  # and the row in it
     "alive": np.bool_,  # hasn't left
     "open": np.bool_,  # consumed by a step: may be drawn as an older row, and may leave
@@ -44,14 +47,32 @@ ROWS_PER_BATCH = 256  # of the batches that packed rows move to
 
 @dataclass(slots=True)
 class _StoredBatch:
-    data: pa.RecordBatch
+    data: pa.StructArray  # one field a wide column: a slice of it costs the same however many columns there are
     num_bytes: int  # asking Arrow anew walks through all columns
     num_alive: int  # of its rows
 
     @property
     def dead_bytes(self) -> int:
         """The share of the rows that left."""
-        return self.num_bytes - self.num_bytes * self.num_alive // self.data.num_rows
+        return self.num_bytes - self.num_bytes * self.num_alive // len(self.data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSelection:
+    """Rows that were looked up; they stay readable, from any thread, whatever leaves the storage meanwhile."""
+
+    schema: pa.Schema
+    slices: list[tuple[pa.StructArray, int, int]]  # runs of neighbours in the wide columns: batch, first row, rows
+    packed: PackedSelection | None  # the narrow columns, if there are any
+
+    def read(self) -> pa.RecordBatch:
+        """Copy the rows out, in the order they were asked for."""
+        wide = pa.concat_arrays([data.slice(row, length) for data, row, length in self.slices])
+        columns = dict(zip((field.name for field in wide.type), wide.flatten(), strict=True))
+        if self.packed is not None:
+            narrow = self.packed.read()
+            columns |= zip(narrow.schema.names, narrow.columns, strict=True)
+        return pa.RecordBatch.from_arrays([columns[name] for name in self.schema.names], schema=self.schema)
 
 
 class Storage:
@@ -59,11 +80,17 @@ class Storage:
 
     Args:
         schema: of the record batches.
+        narrow: names of the columns to pack, not all of them.
         moved: told the former places [N] of the rows that are now at 0 to N - 1, and the number of places.
     """
 
-    def __init__(self, schema: pa.Schema, moved: Callable[[NDArray[np.int64], int], None] | None = None) -> None:
+    def __init__(
+        self, schema: pa.Schema, narrow: Sequence[str] = (), moved: Callable[[NDArray[np.int64], int], None] | None = None
+    ) -> None:
         self.schema = schema
+        self._narrow = [name for name in schema.names if name in narrow]
+        self._wide = [name for name in schema.names if name not in narrow]
+        self._packed = PackedRows(pa.schema([schema.field(name) for name in self._narrow])) if self._narrow else None
         self.moved = moved or (lambda old, num_places: None)
         self._columns: dict[str, NDArray] = {
             name: np.zeros(FIRST_CAPACITY, dtype=dtype) for name, dtype in {**KNOWN_FIELDS, **_STATE_FIELDS}.items()
@@ -74,7 +101,7 @@ class Storage:
         self._batches: dict[int, _StoredBatch] = {}
         self._next_key = 0
         self._next_batch = 0
-        self._held_bytes = 0
+        self._held_bytes = 0  # of the wide columns
         self._dead_bytes = 0  # of the held ones, those of rows that left
         self._row_bytes = 0
 
@@ -94,7 +121,7 @@ class Storage:
     @property
     def held_bytes(self) -> int:
         """Bytes of the stored batches, what rows that left still hold in them included."""
-        return self._held_bytes
+        return self._held_bytes + (self._packed.held_bytes if self._packed is not None else 0)
 
     @property
     def num_batches(self) -> int:
@@ -197,12 +224,32 @@ class Storage:
                 return found[:num]
             window *= 2
 
+    def select(self, places: NDArray[np.int64]) -> RowSelection:
+        """Look rows up, to be copied out later or in another thread.
+
+        Args:
+            places: [K >= 1] of rows, in any order; one may be there twice.
+
+        Returns:
+            What reads them.
+        """
+        batches, rows = self._columns["batch"][places], self._columns["row"][places]
+        # neighbours of one batch are one zero-copy slice: the cost of reading is the number of slices
+        starts = np.concatenate([[0], np.flatnonzero((np.diff(batches) != 0) | (np.diff(rows) != 1)) + 1])
+        lengths = np.diff(starts, append=len(rows))
+        runs = zip(batches[starts].tolist(), rows[starts].tolist(), lengths.tolist(), strict=True)
+        return RowSelection(
+            schema=self.schema,
+            slices=[(self._batches[number].data, row, length) for number, row, length in runs],
+            packed=self._packed.find(self._columns["key"][places]) if self._packed is not None else None,
+        )
+
     def gather(self, places: NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.RecordBatch:
         """Copy rows out.
 
         Args:
             places: [K] of rows, in any order; one may be there twice.
-            columns: names of those to copy; None: all.
+            columns: names of those to copy; None: all. Narrow ones alone cost least.
 
         Returns:
             The K rows in that order; the memory is the caller's.
@@ -211,18 +258,9 @@ class Storage:
         schema = pa.schema([self.schema.field(name) for name in names], metadata=self.schema.metadata)
         if len(places) == 0:
             return pa.RecordBatch.from_arrays([pa.array([], type=field.type) for field in schema], schema=schema)
-        batches, rows = self._columns["batch"][places], self._columns["row"][places]
-        # neighbours of one batch are one zero-copy slice: the cost of a gather is its number of slices
-        starts = np.concatenate([[0], np.flatnonzero((np.diff(batches) != 0) | (np.diff(rows) != 1)) + 1])
-        lengths = np.diff(starts, append=len(rows))
-        parts = {number: self._batches[number].data for number in np.unique(batches).tolist()}
-        if columns is not None:
-            parts = {number: part.select(names) for number, part in parts.items()}
-        slices = [
-            parts[batch].slice(row, length)
-            for batch, row, length in zip(batches[starts].tolist(), rows[starts].tolist(), lengths.tolist(), strict=True)
-        ]
-        return pa.concat_batches(slices)
+        if self._packed is not None and set(names) <= set(self._narrow):
+            return self._packed.find(self._columns["key"][places], names).read()
+        return self.select(places).read().select(names)
 
     def remove(self, places: NDArray[np.int64]) -> int:
         """Forget rows; a batch goes with its last row.
@@ -246,15 +284,18 @@ class Storage:
             self._dead_bytes += batch.dead_bytes
             if batch.num_alive == 0:
                 self._drop(number)
+        if self._packed is not None:
+            self._packed.remove(self._columns["key"][places])
         alive = self._columns["alive"][self._head : self._tail]
         self._head = self._head + int(alive.argmax()) if self._num_alive else self._tail
-        if self._dead_bytes > DEAD_SHARE * (self._held_bytes - self._dead_bytes):
+        if self._excess(DEAD_SHARE) > 0:
             self._repack()
         return len(places)
 
     def frozen_copy(self) -> Storage:
         """Copy what can change and share the batches, which can't: cheap, and safe to read in another thread."""
-        copy = Storage(self.schema)
+        copy = Storage(self.schema, self._narrow)
+        copy._packed = self._packed.frozen_copy() if self._packed is not None else None
         copy._columns = {name: column.copy() for name, column in self._columns.items()}
         copy._batches = {number: _StoredBatch(batch.data, batch.num_bytes, batch.num_alive) for number, batch in self._batches.items()}
         for name in ("_tail", "_head", "_num_alive", "_next_key", "_next_batch", "_held_bytes", "_dead_bytes", "_row_bytes"):
@@ -263,7 +304,11 @@ class Storage:
 
     @classmethod
     def rebuild(
-        cls, schema: pa.Schema, parts: Sequence[tuple[pa.RecordBatch, Mapping[str, NDArray]]], layout: Mapping[str, Any]
+        cls,
+        schema: pa.Schema,
+        parts: Sequence[tuple[pa.RecordBatch, Mapping[str, NDArray]]],
+        layout: Mapping[str, Any],
+        narrow: Sequence[str] = (),
     ) -> Storage:
         """Put a storage together again from what was saved of it.
 
@@ -271,6 +316,7 @@ class Storage:
             schema: of the batches.
             parts: batches with what is known of their rows, [R] for each of KNOWN_FIELDS; keys and places rise over all parts.
             layout: of the saved storage.
+            narrow: names of the columns to pack.
 
         Returns:
             A storage with the same rows, keys and places; no row of it is open.
@@ -278,7 +324,7 @@ class Storage:
         Raises:
             ValueError: when keys or places don't rise or don't fit the layout.
         """
-        storage = cls(schema)
+        storage = cls(schema, narrow)
         for name, column in storage._columns.items():
             storage._columns[name] = np.zeros(layout["capacity"], dtype=column.dtype)
         keys = np.concatenate([known["key"] for _, known in parts]) if parts else np.empty(0, np.int64)
@@ -307,13 +353,15 @@ class Storage:
         self._columns["alive"][places] = True
         self._num_alive += len(places)
         self._row_bytes += int(self._columns["row_bytes"][places].sum())
-        self._hold(batch, places)
+        self._hold(batch.select(self._wide), places)
+        if self._packed is not None:
+            self._packed.append(batch.select(self._narrow), self._columns["key"][places])
 
-    def _hold(self, batch: pa.RecordBatch, places: NDArray[np.int64]) -> None:
-        """Let a batch hold the rows' payload."""
+    def _hold(self, wide: pa.RecordBatch, places: NDArray[np.int64]) -> None:
+        """Let a batch hold the rows' wide columns."""
         self._columns["batch"][places] = self._next_batch
-        self._columns["row"][places] = np.arange(batch.num_rows)
-        self._batches[self._next_batch] = _StoredBatch(batch, batch.nbytes, batch.num_rows)
+        self._columns["row"][places] = np.arange(wide.num_rows)
+        self._batches[self._next_batch] = _StoredBatch(wide.to_struct_array(), wide.nbytes, wide.num_rows)
         self._held_bytes += self._batches[self._next_batch].num_bytes
         self._next_batch += 1
 
@@ -339,18 +387,25 @@ class Storage:
         self._held_bytes -= batch.num_bytes
         self._dead_bytes -= batch.dead_bytes
 
+    def _excess(self, share: float) -> float:
+        """Bytes that rows which left hold beyond a share of those of the rows that are there."""
+        dead = self._dead_bytes + (self._packed.dead_bytes if self._packed is not None else 0)
+        return dead - share * (self.held_bytes - dead)
+
     def _repack(self) -> None:
         """Move the rows of the emptiest batches into new ones, until rows that left hold half of what they may."""
-        emptiest = sorted(self._batches, key=lambda number: (self._batches[number].num_alive / self._batches[number].data.num_rows, number))
-        excess = self._dead_bytes - DEAD_SHARE / 2 * (self._held_bytes - self._dead_bytes)
+        if self._packed is not None:
+            self._packed.reclaim(DEAD_SHARE / 4)
+        emptiest = sorted(self._batches, key=lambda number: (self._batches[number].num_alive / len(self._batches[number].data), number))
+        excess = self._excess(DEAD_SHARE / 2)
         chosen: list[int] = []
-        while excess > 0:
+        while excess > 0 and len(chosen) < len(emptiest):
             excess -= self._batches[emptiest[len(chosen)]].dead_bytes
             chosen.append(emptiest[len(chosen)])
         places = self.places
         places = places[np.isin(self._columns["batch"][places], chosen)]
         for start in range(0, len(places), ROWS_PER_BATCH):
             part = places[start : start + ROWS_PER_BATCH]
-            self._hold(self.gather(part), part)
+            self._hold(self.gather(part, self._wide), part)
         for number in chosen:
             self._drop(number)

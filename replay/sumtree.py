@@ -15,8 +15,8 @@ FANOUT = 32  # a million weights are four levels; a row of 32 float64 is four ca
 class SumTree:
     """Non-negative weights at places 0, 1, 2, ... that are drawn in proportion.
 
-    A node is recomputed from its children, never changed by a difference, so that rounding errors don't pile up; it is their running sum
-    from left to right, which depends on nothing but the weights and their places.
+    A node is recomputed from its children, never changed by a difference, so that rounding errors don't pile up; it depends on nothing but
+    the weights and their places.
     """
 
     def __init__(self) -> None:
@@ -44,10 +44,11 @@ class SumTree:
             return
         self._reach(int(places.max()))
         self._levels[0][places] = weights
-        nodes = places
+        nodes = np.sort(places)
         for below, level in zip(self._levels, self._levels[1:], strict=False):
-            nodes = np.unique(nodes // FANOUT)
-            level[nodes] = np.cumsum(below.reshape(-1, FANOUT)[nodes], axis=1)[:, -1]
+            nodes = nodes // FANOUT
+            nodes = nodes[np.concatenate(([True], nodes[1:] != nodes[:-1]))]  # np.unique would sort again
+            level[nodes] = below.reshape(-1, FANOUT)[nodes].sum(axis=1)
 
     def reset(self, weights: NDArray[np.float64]) -> None:
         """Replace all weights, at a cost that grows with their number.
@@ -71,15 +72,13 @@ class SumTree:
         """
         nodes = np.zeros(len(shares), dtype=np.int64)
         rest = shares * self.total
-        bound = np.full(len(shares), self.total)
         rows = np.arange(len(shares))
         for level in reversed(self._levels):
             children = level.reshape(-1, FANOUT)[nodes]
             sums = np.cumsum(children, axis=1)
-            # below the node's own sum: rounding must not carry a draw past the last child that has a weight
-            rest = np.minimum(rest, np.nextafter(bound, 0.0))
+            # below the running sum itself: rounding must not carry a draw past the last child that has a weight
+            rest = np.minimum(rest, np.nextafter(sums[:, -1], 0.0))
             chosen = np.count_nonzero(sums <= rest[:, None], axis=1)
-            bound = children[rows, chosen]
             rest = rest - np.where(chosen > 0, sums[rows, np.maximum(chosen - 1, 0)], 0.0)
             nodes = nodes * FANOUT + chosen
         return nodes
@@ -94,7 +93,7 @@ class SumTree:
         self.reset(leaves)
 
     def _add_level(self) -> None:
-        sums = np.cumsum(self._levels[-1].reshape(-1, FANOUT), axis=1)[:, -1]
+        sums = self._levels[-1].reshape(-1, FANOUT).sum(axis=1)
         level = np.zeros(-(-len(sums) // FANOUT) * FANOUT)
         level[: len(sums)] = sums
         self._levels.append(level)

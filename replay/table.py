@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from algorithms.schema import TRAJECTORY_SCHEMA
+from algorithms.schema import NARROW_COLUMNS, TRAJECTORY_SCHEMA
 from conf.schema import ReplayConfig, ReplayRemover
 from replay.images import ImageStore, image_hashes
 from replay.plans import SelectionPlan
@@ -54,7 +53,7 @@ class Table:
     def __init__(self, config: ReplayConfig, plan: SelectionPlan, storage: Storage | None = None) -> None:
         self._config = config
         self._plan = plan
-        self.storage = storage if storage is not None else Storage(TRAJECTORY_SCHEMA)
+        self.storage = storage if storage is not None else Storage(TRAJECTORY_SCHEMA, NARROW_COLUMNS)
         self.images = ImageStore()
         self._tree = PriorityTree(plan.older, max_times_sampled=plan.max_times_sampled) if plan.older is not None else None
         if self._tree is not None:
@@ -266,22 +265,16 @@ class Table:
         places = self.storage.places
         return places[self.storage.column("open")[places]]
 
-    def payload(self, places: NDArray[np.int64]) -> pa.RecordBatch:
-        """Copy rows out, with their advantages of now.
+    def advantages(self, places: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """Tell the rows' advantages of now.
 
         Args:
             places: [K] in any order.
 
         Returns:
-            The rows; the memory is the caller's.
+            [K]; None when they are those that the rows came with.
         """
-        rows = self.storage.gather(places)
-        if self._prompts is None:
-            return rows
-        index = TRAJECTORY_SCHEMA.get_field_index("advantage")
-        columns = rows.columns
-        columns[index] = pa.array(self.storage.column("current_advantage")[places])
-        return pa.RecordBatch.from_arrays(columns, schema=TRAJECTORY_SCHEMA)
+        return self.storage.column("current_advantage")[places] if self._prompts is not None else None
 
     def state(self) -> dict[str, Any]:
         """What later draws depend on besides the rows: see restore."""

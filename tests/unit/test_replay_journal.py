@@ -374,11 +374,12 @@ for _ in range(int(sys.argv[2])):
     if child == 0:
         load(writing)
     os.close(writing)
-    time.sleep(rng.uniform(0.01, 0.25))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    with os.fdopen(reading) as told:
-        lines = [line.split() for line in told.read().splitlines()]
+    with os.fdopen(reading) as told:  # a random number of answers later, and at a random moment of what comes then
+        heard = [told.readline() for _ in range(rng.integers(0, 16))]
+        time.sleep(rng.uniform(0.0, 0.01))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        lines = [line.split() for line in [*heard, *told.readlines()]]
     inserted = max([inserted, *(int(words[1]) + 1 for words in lines if words[0] == "inserted")])
     consumed += [name for words in lines if words[0] == "consumed" for name in words[1:]]
     replay = DurableReplay(CONFIG, seed=5, folder=sys.argv[1])

@@ -11,6 +11,7 @@ from algorithms.schema import attached_images, sampled_from_arrow, to_record_bat
 from algorithms.types import ImageRef
 from conf.schema import ReplayConfig, ReplayMode, ReplayRemover
 from replay.buffer import ReplayBuffer, ReplayFullError
+from replay.requests import SampleRequest
 from tests.fakes import make_group
 
 PICTURES = {hashlib.sha256(content).hexdigest(): content for content in (b"a" * 1000, b"b" * 2000, b"c" * 3000)}
@@ -161,6 +162,21 @@ def test_rows_in_use_outlive_their_eviction():
     buffer.insert(batch_of(group_of("p1")))
     assert {row.trajectory.response_text for row in rows(drawn)} <= {f"response {i} to p0@0" for i in range(4)}
     assert set(ids(buffer)) == {"p1"}
+
+
+@pytest.mark.parametrize("refresh", [False, True])
+def test_rows_are_copied_as_they_were_when_drawn(refresh):
+    """Two equal buffers: one copies at once, the other after all rows left and the priorities changed."""
+    one, other = (make_buffer(max_trajectories=8, priority_refresh=refresh) for _ in range(2))
+    for buffer in (one, other):
+        buffer.insert(batch_of(group_of("p0", HASHES[0]), group_of("p1", HASHES[1])), images=PICTURES)
+    expected = one.sample(batch_size=30, num_shards=2)
+    drawn = other.draw(SampleRequest(batch_size=30, num_shards=2))
+    for i in range(4):
+        other.insert(batch_of(group_of("p0", visit=i + 1, version=1), group_of(f"q{i}", version=1)))
+    assert not set(ids(other)) & {"p1"} and not other.stats()["images"]
+    for late, early in zip(drawn.read().shards, expected.shards, strict=True):
+        assert late.equals(early) and attached_images(late) == attached_images(early) != {}
 
 
 # -- reuse -----------------------------------------------------------------------------------------------------------
