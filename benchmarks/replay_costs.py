@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 from algorithms.schema import to_record_batch
 from benchmarks.report import conditions
@@ -27,34 +29,39 @@ from tests.fakes import make_trajectory
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 BATCH = 256
+FEW = 16  # rows of a call that share next to no nodes, not even in the smallest table
 ITEM_TOKENS = 2000  # 16 KB of token ids and log-probs
 
 
 def median_us(call: Callable[[], object], rounds: int = 7, calls: int = 60) -> float:
-    """Median over rounds of the mean microseconds of a call."""
+    """Median over rounds of the mean microseconds of processor time of a call, which other work on the machine changes least."""
     found = []
     for _ in range(rounds):
-        begin = time.perf_counter()
+        begin = time.process_time()
         for _ in range(calls):
             call()
-        found.append((time.perf_counter() - begin) / calls * 1e6)
+        found.append((time.process_time() - begin) / calls * 1e6)
     return statistics.median(found)
 
 
-def growth() -> dict[int, tuple[float, float]]:
-    """Microseconds of drawing and of updating 256 rows, by table size."""
+def growth(batch: int) -> dict[int, tuple[float, float]]:
+    """Microseconds of drawing and of updating rows, by table size."""
     rng = np.random.default_rng(0)
     found = {}
     for size in SIZES:
         tree, versions = PriorityTree(Prioritized(exponent=0.6, decay=500.0)), rng.integers(0, 1000, size)
         tree.enter(np.arange(size), rng.random(size), versions)
         used = np.zeros(size, dtype=np.int64)
-        places = np.unique(rng.integers(0, size, BATCH))
-        values = rng.random(len(places))
-        found[size] = (
-            median_us(lambda tree=tree, used=used: tree.draw(rng, BATCH, used)),
-            median_us(lambda tree=tree, places=places, values=values, v=versions: tree.enter(places, values, v[places])),
-        )
+        chosen = itertools.cycle([rng.choice(size, batch, replace=False) for _ in range(60)])  # never the same nodes twice in a row
+        values = rng.random(batch)
+
+        def update(
+            tree: PriorityTree = tree, chosen: Iterator[NDArray] = chosen, values: NDArray = values, versions: NDArray = versions
+        ) -> None:
+            places = next(chosen)
+            tree.enter(places, values, versions[places])
+
+        found[size] = (median_us(lambda tree=tree, used=used: tree.draw(rng, batch, used)), median_us(update))
     return found
 
 
@@ -108,7 +115,7 @@ def plot(found: dict[int, tuple[float, float]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 3.5))
-    for column, name in enumerate(("draw 256", "update 256")):
+    for column, name in enumerate((f"draw {BATCH}", f"update {BATCH}")):
         costs = [found[size][column] for size in SIZES]
         (line,) = axes.plot(SIZES, costs, marker="o", label=name)
         growing = [costs[0] * np.log(size) / np.log(SIZES[0]) for size in SIZES]
@@ -124,11 +131,11 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--trajectories", type=int, default=100_000)
     arguments = parser.parse_args()
-    found = growth()
+    found, few = growth(BATCH), growth(FEW)
     print(conditions("python -m benchmarks.replay_costs"))
-    print("\n| trajectories | draw 256 | update 256 |\n|---|---|---|")
-    for size, (draw, update) in found.items():
-        print(f"| {size:,} | {draw:.0f} us | {update:.0f} us |")
+    print(f"\n| trajectories | draw {BATCH} | update {BATCH} | draw {FEW} | update {FEW} |\n|---|---|---|---|---|")
+    for size in SIZES:
+        print(f"| {size:,} | " + " | ".join(f"{cost:.0f} us" for cost in (*found[size], *few[size])) + " |")
     if arguments.plot:
         plot(found, arguments.plot)
     if arguments.trajectories:

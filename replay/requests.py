@@ -5,7 +5,7 @@ Owns the arguments of a draw and what is wrong with them on their own. Must not 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class SampleRequest:
     max_staleness: int | None = None  # consumed groups with an older token, in versions, are counted and never drawn; None: no bound
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
+        for name, value in tuple(vars(self).items()):
             object.__setattr__(self, name, None if value is None else int(value))  # NumPy's integers would not fit into JSON
         if min(self.num_updates, self.batch_size, self.num_shards) < 1 or self.num_groups < 0:
             raise ValueError(
