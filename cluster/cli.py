@@ -151,6 +151,14 @@ def submit(
         raise typer.Exit(run_submission(settings, config, overrides or [], address=address, working_dir=working_dir, follow=follow))
 
 
+def _through_dashboard(address: str | None, *words: str) -> None:
+    """Let the cluster's head run a command, where only its dashboard is in reach."""
+    if address is not None and address.startswith(("http://", "https://")):
+        from cluster.submission import ask
+
+        raise typer.Exit(ask(words, address))
+
+
 @app.command(epilog=example("rethinker status runs/mine", "rethinker status mine --address 10.0.0.1:6379 --json"))
 def status(
     run: RunArgument,
@@ -159,6 +167,7 @@ def status(
 ) -> None:
     """Tell how a running run is: phase, step, every role's state, what died last and of what."""
     with refusals():
+        _through_dashboard(address, "status", run, *(["--json"] if as_json else []))
         from cluster.run_commands import status_command
 
         status_command(run, address, as_json=as_json)
@@ -176,6 +185,7 @@ def scale(
     has, waits, and continues when there are some again.
     """
     with refusals():
+        _through_dashboard(address, "scale", run, "--rollouts", str(rollouts))
         from cluster.run_commands import scale_command
 
         typer.echo(scale_command(run, address, rollouts=rollouts))
@@ -185,6 +195,7 @@ def scale(
 def stop(run: RunArgument, address: AddressOption = None) -> None:
     """Let a running run finish its step, write a checkpoint and end with exit code 0; run.resume=true goes on from there."""
     with refusals():
+        _through_dashboard(address, "stop", run)
         from cluster.run_commands import stop_command
 
         typer.echo(stop_command(run, address))

@@ -11,6 +11,7 @@ import os
 import secrets
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -75,6 +76,34 @@ def submit(
         print(f"ray job logs --follow {job} shows it, rethinker status and rethinker stop {config.run.name} ask it and end it")
         return 0
     return _follow(client, job, again_s)
+
+
+def ask(words: Sequence[str], address: str, *, again_s: float = 0.5) -> int:
+    """Run a command of ours on the cluster's head, as a small job that is forgotten afterwards, and print what it says.
+
+    Args:
+        words: such as ["status", "/shared/runs/first"].
+        address: of the dashboard.
+        again_s: between two looks.
+
+    Returns:
+        The command's exit code.
+
+    Raises:
+        ConfigError: when no cluster answers or it refuses.
+    """
+    with _answered(address):
+        client = JobSubmissionClient(address)
+        environment = {"working_dir": str(code_folder(None)), "excludes": NOT_SHIPPED}
+        entrypoint = shlex.join(["python", "-m", "cluster", *words])
+        job = client.submit_job(entrypoint=entrypoint, submission_id=f"ask-{secrets.token_hex(4)}", runtime_env=environment)
+        while not (details := client.get_job_info(job)).status.is_terminal():
+            time.sleep(again_s)
+        said = client.get_job_logs(job).splitlines()
+        client.delete_job(job)
+    begin = next((number for number, line in enumerate(said, start=1) if line.startswith("Running entrypoint")), 0)
+    print("\n".join(said[begin:]))
+    return EXIT_CODES.get(details.status, details.driver_exit_code or 1)
 
 
 def entry_point(config: Config, name: str, overrides: Sequence[str], folder: Path) -> str:

@@ -174,8 +174,6 @@ def _rollout(config: Config, at: Speaker) -> Iterator[str]:
             f"{at('rollout.max_concurrent_sequences')} is below {at('algorithm.samples_per_prompt')}: the samples of one prompt could not"
             " run together."
         )
-    if config.cluster.device is Device.cpu and rollout.tensor_parallel_size != 1:
-        yield f"{at('rollout.tensor_parallel_size')} needs GPUs, but {at('cluster.device')}; raise rollout.num_actors or rollout.threads."
 
 
 def _learner(config: Config, at: Speaker) -> Iterator[str]:

@@ -18,6 +18,7 @@ import pytest
 
 from cluster.metrics import read_metrics
 from conf.loading import load_config, shipped_names
+from tests.benchmark_fixtures import WRITERS
 from tests.data_fixtures import CHARTS, GEOMETRY, SCIENCE, VIRL39K_SCHEMA
 from tests.integration.conftest import ROOT, Workshop, clean_environment
 
@@ -56,7 +57,7 @@ def scaled_down(name: str, workshop: Workshop, model: Path, virl39k: Path) -> li
         words += [f"model.path={model}", "model.dtype=float32", "model.max_prompt_tokens=256", "model.max_response_tokens=64"]
         words += ["model.min_pixels=784", "model.max_pixels=12544", f"data.path={virl39k}", "cluster.device=cpu"]
         words += [f"algorithm.batch_size={'null' if batch is None else batch}", "rollout.max_batched_tokens=4096"]
-        words += ["learner.microbatch_tokens=4096", "rollout.tensor_parallel_size=1"]
+        words += ["learner.microbatch_tokens=4096", f"rollout.tensor_parallel_size={min(recipe.rollout.tensor_parallel_size, 2)}"]
         # what is spread over many GPUs is spread over two processes, so that ZeRO-3 and several actors have something to do
         words += [
             f"rollout.num_actors={min(recipe.rollout.num_actors, 1)}",
@@ -76,6 +77,7 @@ def test_a_recipe_runs_scaled_down(name: str, workshop: Workshop, cold_start: Pa
     rows = read_metrics(folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2] and json.loads((folder / "summary.json").read_text())["steps"] == 2
     assert all(row["staleness/max"] == 0 for row in rows)  # all recipes are synchronous
+    assert all(row["kl/engine_mismatch"] < 1e-3 for row in rows)  # of the 72B recipe over a tensor-parallel engine of two processes
     assert (folder / "model" / "config.json").is_file()
     rethinks = [stage for stage in recipe.run.stages if "rethinking.enabled=true" in stage]
     assert (rows[-1]["rethinking/forced_fraction"] > 0) == bool(rethinks)
@@ -96,3 +98,20 @@ def selected_as_the_recipe_says(name: str, folder: Path, virl39k: Path) -> None:
         assert all(given[prompt]["image"] for prompt in asked) and CHARTS not in kinds
     if name == "virl39k_11k":
         assert kinds == {GEOMETRY}
+
+
+@pytest.mark.skipif(not ALL, reason="RETHINKER_RECIPES is not 'all' (make recipes)")
+def test_the_benchmarks_recipe_asks_all_seven(workshop: Workshop, model: Path, tmp_path: Path) -> None:
+    names = load_config("benchmarks").evaluation.benchmarks
+    for name in names:
+        WRITERS[name](tmp_path / "benchmarks" / name)
+    words = [f"evaluation.benchmarks_dir={tmp_path}/benchmarks", f"data.image_cache={tmp_path}/images", "evaluation.token_limits=[8,32]"]
+    words += ["model.dtype=float32", "model.max_prompt_tokens=512", "model.min_pixels=784", "model.max_pixels=12544"]
+    words += ["rollout.max_concurrent_sequences=32", "rollout.max_batched_tokens=1024", "rollout.kv_cache_bytes=67108864"]
+    words += ["cluster.dashboard=false", "cluster.num_cpus=2", "cluster.object_store_bytes=134217728"]
+    command = [sys.executable, "-m", "cluster", "evaluate", "benchmarks", *words, "--model", str(model), "--output", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    report = json.loads((tmp_path / "out/report.json").read_text())["benchmarks"]
+    assert len(report) == len(names) == 7
+    assert all(result["missing"] == 0 and result["scored"] > 0 for part in report for result in part["results"])
