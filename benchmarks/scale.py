@@ -237,17 +237,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--actors", nargs="*", type=int, default=list(ACTORS))
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--scenes", nargs="*", default=list(SCENES), choices=list(SCENES))
+    parser.add_argument("--costs", nargs=5, type=float, metavar="US", help="measured before, in the printed order")
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     print(conditions("python -m benchmarks.scale " + " ".join(sys.argv[1:])))
-    costs = measure()
+    costs = measure() if arguments.costs is None else Costs(*(value * 1e-6 for value in arguments.costs))
     print(
         f"\nCharged: {costs.call_s * 1e6:.0f} us of driver CPU a rollout call, {costs.beat_s * 1e6:.0f} us a heartbeat; replay actor"
         f" {costs.insert_s * 1e6:.0f} us an insert, {costs.row_s * 1e6:.0f} us a row in it, {costs.draw_s * 1e6:.1f} us a drawn row.\n",
         flush=True,
     )
     found: dict[str, dict[int, dict[str, float]]] = {}
-    for name, (learner, wide) in SCENES.items():
+    for name in arguments.scenes:
+        learner, wide = SCENES[name]
         rows = found[name] = {}
         print(f"### {name}\n\n| actors | prompts a step | trajectories/s | learner | replay | driver | driver us/trajectory | ledger |")
         print("|---|---|---|---|---|---|---|---|")

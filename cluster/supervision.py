@@ -63,7 +63,8 @@ class Supervisor:
         self._retiring: set[asyncio.Task[None]] = set()
         self._buried = 0  # of fleet.lost
         self._reporting: set[asyncio.Task[None]] = set()
-        self.pending: dict[int, str] = {}  # slot -> why its newcomer has no place yet
+        self._unplaced: set[int] = set()  # slots whose newcomers have no place yet
+        self.pending: dict[int, str] = {}  # slot -> why, where that takes long
 
     async def run(self) -> None:
         """Watch and scale until cancelled.
@@ -261,6 +262,7 @@ class Supervisor:
     async def _placed(self, replica: Replica) -> None:
         """Wait for a place, as long as it takes: a node may come back or be added; who waits is told what is missing where."""
         ready = asyncio.ensure_future(_ready(replica.placement))
+        self._unplaced.add(replica.slot)
         try:
             while not ready.done():
                 await asyncio.wait({ready}, timeout=PENDING_NOTICE_S)
@@ -270,6 +272,7 @@ class Supervisor:
             ready.result()
         finally:
             ready.cancel()
+            self._unplaced.discard(replica.slot)
             self.pending.pop(replica.slot, None)
 
     async def _why_pending(self) -> str:
@@ -277,7 +280,7 @@ class Supervisor:
             nodes = await asyncio.to_thread(_free_nodes)
         except Exception as error:  # the control store may be away for a while: that is no reason to give up the wait
             return f"what the nodes have can't be read now: {cause_of(error)}"
-        return demand_against_supply([rollout_bundle(self._config)] * max(1, len(self._joining)), nodes)
+        return demand_against_supply([rollout_bundle(self._config)] * max(1, len(self._unplaced)), nodes)
 
 
 async def _ready(placement: PlacementGroup) -> Any:
