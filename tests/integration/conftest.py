@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -19,6 +20,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 COMMAND_TIMEOUT_S = 420.0
 INTERRUPTION_S = 10.0  # that Ctrl-C may take, the end of every process included
+MEASURE_EVERY_S = 3.0
 MARK = "RETHINKER_TEST"  # in the environment of every process that a test's command starts
 
 
@@ -27,6 +29,7 @@ class Workshop:
     """A folder with data, and the words that make `rethinker train` use it in the smallest size that is still whole."""
 
     folder: Path
+    peaks: dict[str, int] = field(default_factory=dict)  # bytes that a run's processes had at most, together, by its name
 
     @property
     def overrides(self) -> list[str]:
@@ -75,10 +78,15 @@ def train(workshop: Workshop) -> Callable[..., subprocess.CompletedProcess[str]]
             workshop.command(name, *words), cwd=ROOT, env=clean_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         started = Descendants(process.pid)
+        over = threading.Event()
+        measuring = threading.Thread(target=lambda: workshop.peaks.__setitem__(name, started.peak_bytes(over)))
+        measuring.start()
         try:
             output, _ = process.communicate(timeout=COMMAND_TIMEOUT_S)
         finally:
             process.kill()
+            over.set()
+            measuring.join()
         started.must_be_gone()
         return subprocess.CompletedProcess(process.args, process.returncode, output, "")
 
@@ -194,6 +202,17 @@ class Descendants:
             if ours and process.info["pid"] not in self._before and process.info["status"] != psutil.STATUS_ZOMBIE:
                 found.append(process)
         return found
+
+    def peak_bytes(self, over: threading.Event) -> int:
+        """The most memory that they were seen with until then, what they share counted once."""
+        peak = 0
+        while not over.wait(MEASURE_EVERY_S):
+            together = 0
+            for process in self.alive():
+                with contextlib.suppress(psutil.Error):  # gone in the meantime
+                    together += process.memory_full_info().pss
+            peak = max(peak, together)
+        return peak
 
     def must_be_gone(self, *, grace_s: float = 5.0) -> None:
         """Fail when one of them outlives the command by more than the grace."""

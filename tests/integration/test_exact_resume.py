@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from cluster.metrics import read_metrics
+from conf.loading import load_config
 from tests.integration.conftest import ROOT, Descendants, Workshop, clean_environment, interrupted
 
 WORDS = (
@@ -100,3 +101,11 @@ def test_the_best_checkpoint_stays_besides_the_last(whole):
     evaluations = json.loads((whole / "summary.json").read_text())["evaluations"]
     best = max((4, 8), key=lambda step: (evaluations[f"after step {step}"]["accuracy_lenient"], step))
     assert sorted(path.name for path in (whole / "checkpoint").iterdir()) == [f"step-{best:06d}", "step-000009"]
+
+
+def test_a_run_on_two_cores_stays_within_the_memory_that_is_promised(whole, workshop: Workshop):
+    """The quickstart's roles, with the room that it gives to caches on top: at most 6 GiB."""
+    small, shipped = load_config(str(whole / "config.yaml")), load_config("quickstart")
+    caches = shipped.rollout.kv_cache_bytes - small.rollout.kv_cache_bytes
+    store = shipped.cluster.object_store_bytes - small.cluster.object_store_bytes
+    assert 2 * 2**30 < workshop.peaks["whole"] < 6 * 2**30 - caches - store, workshop.peaks
