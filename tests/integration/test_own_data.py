@@ -1,4 +1,4 @@
-"""Data of one's own on its way through real engines: pass rates that are resumed and selected by, and a task of one's own."""
+"""Data of one's own on its way through real engines: pass rates that are sampled and selected by, and a task of one's own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.integration.conftest import ROOT, Workshop, clean_environment, interrupted
+from tests.integration.conftest import ROOT, Workshop, clean_environment
 
 SAMPLES = 4
 PROMPTS = 48
@@ -30,7 +30,7 @@ def test_a_task_of_one_s_own_is_read_mixed_and_scored(workshop: Workshop, cold_s
     assert any(row["reward"] == 0.5 and not row["correct"] for row in found)
 
 
-def test_passrate_is_resumable_and_select_drops_the_easy_ones(workshop: Workshop, cold_start: Path, tmp_path: Path) -> None:
+def test_passrate_rates_and_select_drops_the_easy_ones(workshop: Workshop, cold_start: Path, tmp_path: Path) -> None:
     table = pq.read_table(workshop.folder / "data" / "train" / "data.parquet")
     source = tmp_path / "source"
     source.mkdir()
@@ -41,12 +41,8 @@ def test_passrate_is_resumable_and_select_drops_the_easy_ones(workshop: Workshop
     words = [*workshop.overrides, "data.generate=", f"data.path={source}", "rollout.prompts_per_call=4"]
     command += [*words, "--model", str(cold_start), "--samples", str(SAMPLES)]
 
-    interrupted(command, when=lambda _: journal.exists() and journal.read_bytes().count(b"\n") > 4)
-    known = journal.read_bytes()
-
-    second = subprocess.run(command, cwd=ROOT, env=clean_environment(), text=True, capture_output=True, timeout=300, check=False)
-    assert second.returncode == 0, second.stdout + second.stderr
-    assert journal.read_bytes().startswith(known)  # nothing was sampled twice
+    done = subprocess.run(command, cwd=ROOT, env=clean_environment(), text=True, capture_output=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
     rows = [json.loads(line)["row"] for line in journal.read_text().splitlines()[1:]]
     assert sorted(rows) == list(range(PROMPTS))
     rated = pq.read_table(output / "data.parquet")
