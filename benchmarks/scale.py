@@ -241,6 +241,8 @@ def main() -> None:
     parser.add_argument("--costs", nargs=5, type=float, metavar="US", help="measured before, in the printed order")
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
+    if arguments.plot and len(arguments.scenes) < len(SCENES):
+        parser.error("the plot is over all scenes")
     print(conditions("python -m benchmarks.scale " + " ".join(sys.argv[1:])))
     costs = measure() if arguments.costs is None else Costs(*(value * 1e-6 for value in arguments.costs))
     print(
