@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.placement import Node, assign, check_placement
+from cluster.placement import Node, assign, check_placement, demand_against_supply
 from conf.loading import ConfigError
 from conf.resources import PlacementRequest
 
@@ -73,3 +73,10 @@ def test_a_role_stays_on_nodes_that_declare_its_resource() -> None:
     assert check_placement(requests[:4], nodes).placed == {f"rollout actor {i}": ["b"] for i in range(4)}
     with pytest.raises(ConfigError, match=r"1 x 1 CPU and 1 rollout.*a has 4 CPUs, 8 GPUs and 8 learner; b has"):
         check_placement(requests, nodes)
+
+
+def test_demand_is_told_beside_what_is_free_on_each_node():
+    nodes = [Node(name=f"n{i}", resources={"CPU": 3.0, "memory": 1e9} if i else {"GPU": 2.0}) for i in range(10)]
+    told = demand_against_supply([{"CPU": 1.0, "GPU": 4.0}] * 2, nodes)
+    assert told.startswith("2 x 1 CPU and 4 GPUs wanted; free are n0: 2 GPUs; n1: 3 CPUs; ") and told.endswith("; and 2 more nodes")
+    assert demand_against_supply([{"CPU": 1.0}], [Node(name="n", resources={})]) == "1 x 1 CPU wanted; free are n: nothing"
