@@ -18,7 +18,6 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import TaskCancelledError
 
 from actors.worker import RolloutRequest
 from algorithms.rethinking import RethinkingCounts
@@ -218,16 +217,15 @@ class Controller:
             giving_up = asyncio.ensure_future(self._give_up_draw.wait())
             try:
                 await asyncio.wait({answering, giving_up}, return_when=asyncio.FIRST_COMPLETED)
-                if not answering.done():
-                    ray.cancel(stats)  # else it could take groups that no step will have
-                return await answering, shards
-            except TaskCancelledError:
-                return {}, []
+                if not answering.done() and not await _came_all_the_same(stats, answering):
+                    return {}, []
+                return answering.result(), shards
             except TimeoutError:
                 if self.fleet.replicas and self.fleet.absences == absences:
                     raise
                 await self.fleet.someone()  # nobody sampled for a while: that has a deadline of its own
             finally:
+                answering.cancel()
                 giving_up.cancel()
 
     def _draw(self) -> tuple[Any, list]:
@@ -246,3 +244,10 @@ class Controller:
 
 
 REPLAY_GRACE_S = 10.0  # replay's own deadline comes first, since its error says what was there
+
+
+async def _came_all_the_same(stats: Any, answering: asyncio.Task[dict[str, float]]) -> bool:
+    """Call a draw off, else it could take groups that no step will have; True when it was made before that, and a step has to be."""
+    ray.cancel(stats)
+    await asyncio.wait({answering}, timeout=REPLAY_GRACE_S)
+    return answering.done() and not answering.cancelled() and answering.exception() is None

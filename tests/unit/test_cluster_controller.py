@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from cluster.bad_rows import BadRows, TooManyBadRows
-from cluster.controller import Controller
+from cluster.controller import Controller, _came_all_the_same
 from cluster.ledger import PromptLedger
 from conf.loading import load_config
 from conf.schema import ReplayMode
@@ -164,3 +164,30 @@ def test_a_draw_that_found_nothing_while_nobody_sampled_is_made_again():
     with pytest.raises(ExceptionGroup) as failure:  # somebody samples, only too slowly
         run(max_staleness=0, ticks=lambda turn: 10**9, update_ticks=3, draw_timeout_s=0.15)
     assert "fresh groups" in str(failure.value.exceptions[0])
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+def test_a_stop_at_once_calls_the_draw_off_unless_it_was_made_already(monkeypatch: pytest.MonkeyPatch, in_time: bool):
+    """Nobody samples for the last step: it is not waited for; a draw that was made just before is trained on, not lost."""
+    cancelled = []
+
+    def cancel(stats) -> None:
+        cancelled.append(stats)
+        if not in_time:
+            next(task for task in asyncio.all_tasks() if task.get_name() == "draw").cancel()
+
+    monkeypatch.setattr("cluster.controller.ray.cancel", cancel)
+
+    async def draw(answer: asyncio.Future) -> dict[str, float]:
+        return await answer
+
+    async def story() -> None:
+        answer = asyncio.get_running_loop().create_future()
+        answering = asyncio.create_task(draw(answer), name="draw")
+        coming = asyncio.create_task(_came_all_the_same("stats", answering))
+        await asyncio.sleep(0.01)
+        if in_time:
+            answer.set_result({"reward/mean": 1.0})
+        assert await coming is in_time and cancelled == ["stats"]
+
+    asyncio.run(story())
