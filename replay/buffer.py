@@ -402,7 +402,7 @@ class ReplayBuffer:
         """Move what the mode can draw of consumed groups into the table, as one batch: the given one, if it holds exactly their rows."""
         if not consumed:
             return np.empty(0, np.int64)
-        effective = np.repeat([group.summary.effective for group in consumed], [group.rows.num_rows for group in consumed])
+        effective = np.repeat([group.summary.effective for group in consumed], [group.summary.trajectories for group in consumed])
         advantages = np.concatenate([group.advantages for group in consumed])
         admitted = self._plan.admits(effective, advantages)
         if rows is None:

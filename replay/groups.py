@@ -105,12 +105,12 @@ def read_arrivals(batch: pa.RecordBatch, *, known: Container[str]) -> Arrivals:
         "version_min": np.minimum.reduceat(versions, starts) if len(starts) else versions,
         "version_max": np.maximum.reduceat(versions, starts) if len(starts) else versions,
     }
-    columns = {name: values.tolist() for name, values in sums.items()}
-    prompts = batch.column("prompt_id").take(pa.array(rows[starts])).to_pylist()
-    summaries = tuple(
-        GroupSummary(group_id=names[code], prompt_id=prompts[i], **{name: column[i] for name, column in columns.items()})
-        for i, code in enumerate(codes[starts].tolist())
-    )
+    columns = {
+        "group_id": [names[code] for code in codes[starts].tolist()],
+        "prompt_id": batch.column("prompt_id").take(pa.array(rows[starts])).to_pylist(),
+        **{name: values.tolist() for name, values in sums.items()},
+    }
+    summaries = tuple(GroupSummary(**dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True))
     return Arrivals(
         summaries=summaries,
         duplicate_groups=int(np.count_nonzero(~new)),

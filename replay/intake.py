@@ -153,7 +153,8 @@ class Intake:
                 WaitingGroup(
                     turn=turn,
                     summary=summary,
-                    rows=rows.slice(start, end - start),
+                    batch=rows,
+                    start=start,
                     versions=arrivals.versions[start:end],
                     advantages=arrivals.advantages[start:end],
                     tokens=arrivals.tokens[start:end],

@@ -20,11 +20,17 @@ class WaitingGroup:
 
     turn: int
     summary: GroupSummary
-    rows: pa.RecordBatch  # [G] trajectories, of TRAJECTORY_SCHEMA
+    batch: pa.RecordBatch  # of TRAJECTORY_SCHEMA, that holds the group's rows
+    start: int  # the first of them
     versions: NDArray[np.int64]  # [G] the oldest of each row
     advantages: NDArray[np.float64]  # [G]
     tokens: NDArray[np.int64]  # [G] of prompt and response
     num_bytes: int  # of the rows
+
+    @property
+    def rows(self) -> pa.RecordBatch:
+        """[G] trajectories; cutting them out costs more than all else here, so it's done when someone wants them."""
+        return self.batch.slice(self.start, self.summary.trajectories)
 
 
 class WaitingGroups:
@@ -94,7 +100,7 @@ class WaitingGroups:
         if group.turn < self._next_turn or group.turn in self._groups:
             raise ValueError(f"turn {group.turn} of group {group.summary.group_id} is over or taken; the next one is {self._next_turn}")
         self._groups[group.turn] = group
-        self._num_rows += group.rows.num_rows
+        self._num_rows += group.summary.trajectories
         self._num_bytes += group.num_bytes
         self._end = max(self._end, group.turn + 1)
         while self._gap in self._groups:
@@ -123,7 +129,7 @@ class WaitingGroups:
         taken = self.peek(num_groups)
         for group in taken:
             del self._groups[group.turn]
-            self._num_rows -= group.rows.num_rows
+            self._num_rows -= group.summary.trajectories
             self._num_bytes -= group.num_bytes
         self._next_turn += num_groups
         return taken
