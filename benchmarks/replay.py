@@ -10,6 +10,7 @@ serves RLlib as well.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 import statistics
@@ -82,7 +83,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--kib", type=float, default=16.0)
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--batch", type=int, nargs="+", default=[256])
     parser.add_argument("--writers", type=int, default=1, help="processes that insert at the same time")
     parser.add_argument("--verbs", nargs="*", default=list(VERBS))
     parser.add_argument("--journal", help="folder of the journal; none: a temporary one")
@@ -92,29 +93,33 @@ def main() -> None:
     folder = arguments.journal or tempfile.mkdtemp(prefix="replay-journal-")
     names = [name for name in arguments.only if pythons.get(name.split(":")[0])]
     contestants: dict[str, Contestant] = {}
-    rates: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    rates: dict[tuple[str, str, int], list[tuple[float, float]]] = {}
     for round_number in range(arguments.rounds + 1):  # the first one warms up and is not counted
         for name in names:
             if name not in contestants:
                 contestants[name] = Contestant(name, pythons[name.split(":")[0]], arguments.kib, folder)
-            for verb in arguments.verbs:
+            for batch, verb in itertools.product(arguments.batch, arguments.verbs):
                 begin = time.monotonic()
-                rate = contestants[name].measure(verb, arguments.batch, arguments.seconds, arguments.writers)
-                print(f"round {round_number}: {name} {verb}: {rate}, {time.monotonic() - begin:.1f} s", file=sys.stderr, flush=True)
+                rate = contestants[name].measure(verb, batch, arguments.seconds, arguments.writers)
+                print(f"round {round_number}: {name} {verb} {batch}: {rate}, {time.monotonic() - begin:.1f} s", file=sys.stderr, flush=True)
                 if rate is not None and round_number:
-                    rates.setdefault((name, verb), []).append(rate)
+                    rates.setdefault((name, verb, batch), []).append(rate)
     for contestant in contestants.values():
         contestant.close()
     shutil.rmtree(folder, ignore_errors=True)
-    settings = f"--kib {arguments.kib:g} --batch {arguments.batch} --writers {arguments.writers}"
+    settings = f"--kib {arguments.kib:g} --batch {' '.join(map(str, arguments.batch))} --writers {arguments.writers}"
     print(conditions(f"python -m benchmarks.replay {settings} --rounds {arguments.rounds} --seconds {arguments.seconds:g}"))
-    print("\n| contestant | " + " | ".join(f"{verb}s/s" for verb in arguments.verbs) + " |\n" + "|---" * (1 + len(arguments.verbs)) + "|")
-    for name in names:
-        cells = []
-        for verb in arguments.verbs:
-            values = rates.get((name, verb))
-            cells.append("-" if not values else spread([rate for rate, _ in values]) + "; " + spread([cost for _, cost in values if cost]))
-        print(f"| {name} | " + " | ".join(cells) + " |")
+    for batch in arguments.batch:
+        heads = " | ".join(f"{verb}s/s" for verb in arguments.verbs)
+        print(f"\n| batches of {batch} | {heads} |\n" + "|---" * (1 + len(arguments.verbs)) + "|")
+        for name in names:
+            cells = []
+            for verb in arguments.verbs:
+                values = rates.get((name, verb, batch))
+                cells.append(
+                    "-" if not values else spread([rate for rate, _ in values]) + "; " + spread([cost for _, cost in values if cost])
+                )
+            print(f"| {name} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

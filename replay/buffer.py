@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 from conf.schema import ReplayConfig
 from replay.batches import draw_figures
+from replay.counters import Counters
 from replay.drawn import Drawn, Sample, count_draws, deal_rows
 from replay.groups import InsertReceipt, drop_figures, step_figures, take_rows
 from replay.images import image_hashes
 from replay.intake import Admitted, Intake, Prepared, prepare
 from replay.plans import Pool, plan_for
-from replay.priority_tree import magnitudes
 from replay.ratio import SampleToInsertRatio
 from replay.requests import SampleRequest
 from replay.snapshot import Saved, SnapshotError, read_snapshot, write_snapshot
@@ -36,20 +36,6 @@ from replay.waiting import WaitingGroup
 
 class ReplayFullError(RuntimeError):
     """Rows that no step has consumed yet would exceed the bounds of the buffer."""
-
-
-@dataclass(kw_only=True)
-class _Counters:
-    groups_inserted: int = 0
-    duplicate_groups: int = 0
-    inserted: int = 0  # trajectories
-    admitted: int = 0  # of the consumed ones, those that entered the table
-    consumed_groups: int = 0
-    dropped_groups: int = 0  # of them, those past the staleness bound
-    sampled: int = 0  # draws
-    removed: int = 0  # by the plan's remover, the reuse limit, or because they were mastered
-    evicted: int = 0  # by the bounds of memory
-    refreshed: int = 0  # advantages that got a newer baseline
 
 
 class ReplayBuffer:
@@ -74,7 +60,7 @@ class ReplayBuffer:
         self._rng = np.random.Generator(np.random.PCG64(seed))
         self._table = Table(config, self._plan)
         self._intake = Intake()
-        self._counters = _Counters()
+        self._counters = Counters()
 
     def __len__(self) -> int:
         return len(self._table) + self._intake.waiting.num_rows
@@ -112,14 +98,7 @@ class ReplayBuffer:
     @property
     def ratio(self) -> SampleToInsertRatio:
         """The rule of draws to inserts, as it stands."""
-        config = self._config
-        return SampleToInsertRatio(
-            min_size=config.min_size,
-            samples_per_insert=config.samples_per_insert,
-            error=config.samples_per_insert_error or 0.0,
-            inserted=self._counters.admitted,
-            sampled=self._counters.sampled,
-        )
+        return self._counters.ratio(self._config)
 
     @property
     def config(self) -> ReplayConfig:
@@ -195,9 +174,7 @@ class ReplayBuffer:
             admitted=int(np.count_nonzero(self._plan.admits(arrivals.effective, arrivals.advantages))),
             duplicate_groups=arrivals.duplicate_groups,
         )
-        self._counters.groups_inserted += receipt.groups
-        self._counters.duplicate_groups += receipt.duplicate_groups
-        self._counters.inserted += receipt.trajectories
+        self._counters.count_insert(receipt)
         if not self._plan.waits and waiting.ready:
             consumed = waiting.take(waiting.ready)
             self._refresh(consumed)
@@ -247,9 +224,7 @@ class ReplayBuffer:
         if num_groups:
             self._expire(policy_version, step_trajectories)
         self._counters.removed += self._table.retire_used(draw.places)
-        self._counters.consumed_groups += num_groups
-        self._counters.dropped_groups += len(dropped)
-        self._counters.sampled += len(draw.places)
+        self._counters.count_draw(groups=num_groups, dropped=len(dropped), draws=len(draw.places))
         stats = {
             **(step_figures(summaries, policy_version=policy_version) if summaries else {}),
             **(drop_figures(summaries, [group.summary for group in dropped]) if summaries else {}),
@@ -277,14 +252,7 @@ class ReplayBuffer:
 
     def check_priorities(self, keys: NDArray[np.int64], priorities: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Refuse priorities that can't be set; see update_priorities."""
-        wanted, values = np.asarray(keys, dtype=np.int64), np.asarray(priorities, dtype=np.float64)
-        if wanted.ndim != 1 or wanted.shape != values.shape:
-            raise ValueError(f"need as many priorities as keys, one dimension; got {wanted.shape} keys, {values.shape} priorities")
-        if not np.all(np.isfinite(values) & (values >= 0)):
-            raise ValueError("priorities must be finite and not negative")
-        if self._plan.older is not None:
-            magnitudes(values, self._plan.older)
-        return wanted, values
+        return self._table.check_priorities(keys, priorities)
 
     def count_duplicates(self, num_groups: int) -> None:
         """Count groups that came again, where they themselves aren't at hand any more."""
@@ -395,7 +363,7 @@ class ReplayBuffer:
             self._table.images.add(image_hashes(rows), saved.images)
         self._intake = Intake.restore(saved.waiting, state)
         self._table.restore(state["table"])
-        self._counters = _Counters(**state["counters"])
+        self._counters = Counters(**state["counters"])
         self._counters.evicted += self._table.make_room(self._intake.waiting.num_rows, self._intake.waiting.num_bytes)
 
     def _enter(self, consumed: Sequence[WaitingGroup], rows: pa.RecordBatch | None = None) -> NDArray[np.int64]:

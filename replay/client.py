@@ -172,7 +172,7 @@ class ReplayReader:
         timeout_s: deadline of one call to the actor.
     """
 
-    def __init__(self, replay: ActorHandle, *, batch_size: int, prefetch: int = 2, block: int = 256, timeout_s: float = 600.0) -> None:
+    def __init__(self, replay: ActorHandle, *, batch_size: int, prefetch: int = 3, block: int = 256, timeout_s: float = 600.0) -> None:
         self._draw = replay.sample.options(num_returns=2)
         self._batch_size = batch_size
         self._prefetch = prefetch

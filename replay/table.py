@@ -17,7 +17,7 @@ from algorithms.schema import NARROW_COLUMNS, TRAJECTORY_SCHEMA
 from conf.schema import ReplayConfig, ReplayRemover
 from replay.images import ImageStore, image_hashes
 from replay.plans import SelectionPlan
-from replay.priority_tree import PriorityTree
+from replay.priority_tree import PriorityTree, magnitudes
 from replay.refresh import PromptIndex
 from replay.removers import first_to_leave
 from replay.selectors import Selection
@@ -207,6 +207,28 @@ class Table:
         drawn = np.unique(places)
         used_up = self.storage.column("times_sampled")[drawn] >= self._plan.max_times_sampled
         return self.remove(drawn[used_up & self.storage.column("open")[drawn]])
+
+    def check_priorities(self, keys: NDArray[np.int64], priorities: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Refuse priorities that can't be set.
+
+        Args:
+            keys: [K].
+            priorities: [K].
+
+        Returns:
+            Both as arrays.
+
+        Raises:
+            ValueError: when the shapes disagree or a priority is negative, not finite or too large.
+        """
+        wanted, values = np.asarray(keys, dtype=np.int64), np.asarray(priorities, dtype=np.float64)
+        if wanted.ndim != 1 or wanted.shape != values.shape:
+            raise ValueError(f"need as many priorities as keys, one dimension; got {wanted.shape} keys, {values.shape} priorities")
+        if not np.all(np.isfinite(values) & (values >= 0)):
+            raise ValueError("priorities must be finite and not negative")
+        if self._plan.older is not None:
+            magnitudes(values, self._plan.older)
+        return wanted, values
 
     def update_priorities(self, keys: NDArray[np.int64], priorities: NDArray[np.float64]) -> int:
         """Set priorities; of a key that is there several times the last one counts.
