@@ -102,6 +102,8 @@ def engine_arguments(
         "max_num_seqs": rollout.max_concurrent_sequences,
         "max_num_batched_tokens": rollout.max_batched_tokens,
         "tensor_parallel_size": rollout.tensor_parallel_size,
+        # In a placement group vLLM would let Ray start its workers, with a bundle for each GPU; ours is one bundle on one node.
+        "distributed_executor_backend": "mp" if rollout.tensor_parallel_size > 1 else None,
         "limit_mm_per_prompt": {"image": model.max_images_per_prompt, "video": 0},
         # vLLM's cache of processed images is emptied at every weight update, and a request that was prepared just before
         # then names pixels that the engine has no longer. An image is processed once per visit; the cache would save nothing.
