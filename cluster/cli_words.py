@@ -36,7 +36,10 @@ OverridesArgument = Annotated[
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run folder; with --address also a run's name.", show_default=False)]
 AddressOption = Annotated[
     str | None,
-    typer.Option(help="Of the run's cluster; without it, what the run folder says, else RAY_ADDRESS.", show_default=False),
+    typer.Option(
+        help="Of the run's cluster, or of its dashboard (http://HEAD:8265); without it, what the run folder says, else RAY_ADDRESS.",
+        show_default=False,
+    ),
 ]
 
 

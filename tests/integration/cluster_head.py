@@ -78,7 +78,7 @@ class Head:
     def environment(self) -> dict[str, str]:
         """Of a client that knows the token, and of the head itself."""
         known = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "RAY_USAGE_STATS_ENABLED": "0"}
-        return clean_environment() | known | {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+        return clean_environment() | known | {"PATH": f"{BIN}:{os.environ['PATH']}"}
 
     @property
     def node_address(self) -> str:

@@ -18,7 +18,6 @@ import pytest
 
 from cluster.metrics import read_metrics
 from conf.loading import load_config, shipped_names
-from tests.benchmark_fixtures import WRITERS
 from tests.data_fixtures import CHARTS, GEOMETRY, SCIENCE, VIRL39K_SCHEMA
 from tests.integration.conftest import ROOT, Workshop, clean_environment
 
@@ -98,20 +97,3 @@ def selected_as_the_recipe_says(name: str, folder: Path, virl39k: Path) -> None:
         assert all(given[prompt]["image"] for prompt in asked) and CHARTS not in kinds
     if name == "virl39k_11k":
         assert kinds == {GEOMETRY}
-
-
-@pytest.mark.skipif(not ALL, reason="RETHINKER_RECIPES is not 'all' (make recipes)")
-def test_the_benchmarks_recipe_asks_all_seven(workshop: Workshop, model: Path, tmp_path: Path) -> None:
-    names = load_config("benchmarks").evaluation.benchmarks
-    for name in names:
-        WRITERS[name](tmp_path / "benchmarks" / name)
-    words = [f"evaluation.benchmarks_dir={tmp_path}/benchmarks", f"data.image_cache={tmp_path}/images", "evaluation.token_limits=[8,32]"]
-    words += ["model.dtype=float32", "model.max_prompt_tokens=512", "model.min_pixels=784", "model.max_pixels=12544"]
-    words += ["rollout.max_concurrent_sequences=32", "rollout.max_batched_tokens=1024", "rollout.kv_cache_bytes=67108864"]
-    words += ["cluster.dashboard=false", "cluster.num_cpus=2", "cluster.object_store_bytes=134217728"]
-    command = [sys.executable, "-m", "cluster", "evaluate", "benchmarks", *words, "--model", str(model), "--output", str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    report = json.loads((tmp_path / "out/report.json").read_text())["benchmarks"]
-    assert len(report) == len(names) == 7
-    assert all(result["missing"] == 0 and result["scored"] > 0 for part in report for result in part["results"])
