@@ -287,6 +287,11 @@ class RolloutActor:
                 answers.append(result)
         return answers, bad
 
+    async def expect_weights(self, paths: tuple[str, ...], version: int) -> None:
+        """Read files of this node while they are being written; see WeightIntake.expect."""
+        self._running()
+        await self._intake.expect(paths, version)
+
     async def update_weights(self, shipment: Shipment) -> WeightReceipt:
         """Put a published version into the engine; see WeightIntake.take."""
         self._running()

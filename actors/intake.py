@@ -45,6 +45,19 @@ class WeightIntake:
         self._area: StagingArea | None = None
         self._mirror: WeightMirror | None = None
 
+    async def expect(self, paths: tuple[str, ...], version: int) -> None:
+        """Have the engine read files of this node while they are being written; the version comes by take all the same.
+
+        Args:
+            paths: the learner's, as the version before had them.
+            version: that they are about to be.
+
+        Raises:
+            WeightUpdateError: when the engine can't read them.
+            EngineError: when the engine died or did not answer in time.
+        """
+        await self._engine.expect_weights(paths, version, timeout_s=self._timeout_s)
+
     async def take(self, shipment: Shipment) -> WeightReceipt:
         """Stage a published version whole, then have the engine verify and load it.
 
@@ -98,4 +111,6 @@ class WeightIntake:
         if self._area is None or self._mirror is None:
             self._area = StagingArea(str(shared_memory_root(shipment.manifest.nbytes)))
             self._mirror = WeightMirror(self._area)
+        if self._mirror.paths:
+            await self._engine.expect_weights(self._mirror.paths, shipment.manifest.version, timeout_s=self._timeout_s)
         return await asyncio.to_thread(self._mirror.take, shipment, payloads)

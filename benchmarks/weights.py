@@ -31,12 +31,12 @@ import torch
 from actors.engine import RolloutEngine
 from benchmarks.report import Series, conditions, table
 from conf.loading import load_config
-from weights.buckets import verify_bucket
 from weights.manifest import Part, Shipment
 from weights.mirror import WeightMirror
 from weights.publisher import Publication, WeightPublisher
 from weights.source import DeepSpeedWeightSource, ParameterMetadata
 from weights.staging import StagedUpdate, StagingArea
+from weights.verifier import FileVerifier
 
 ROOT = Path(__file__).parents[1]
 MEGABYTE = 10**6
@@ -146,6 +146,11 @@ class Receiver:
     def __init__(self) -> None:
         self._area = StagingArea()
         self._mirror = WeightMirror(self._area)
+        self._verifier = FileVerifier()
+
+    def expect(self, paths: tuple[str, ...], version: int) -> None:
+        """As RolloutActor.expect_weights."""
+        self._verifier.expect(paths, version, timeout_s=120)
 
     def take(self, shipment: Shipment) -> str:
         """Stage, verify every byte, answer the checksum."""
@@ -153,16 +158,21 @@ class Receiver:
             staged = StagedUpdate(paths=shipment.paths, manifest=shipment.manifest)
         else:
             fetched = iter(ray.get([payload for payload in shipment.payloads if payload is not None]))
+            if self._mirror.paths:
+                self.expect(self._mirror.paths, shipment.manifest.version)
             staged = self._mirror.take(shipment, [None if payload is None else next(fetched) for payload in shipment.payloads])
-        for bucket, path in zip(staged.manifest.buckets, staged.paths, strict=True):
-            verify_bucket(bucket, np.memmap(path, dtype=np.uint8, mode="r"), where=path)
-        return staged.manifest.checksum
+        return self._verifier.verify(staged.paths, staged.manifest)
 
 
-def sync(receivers: list[Any], make: Callable[[], Shipment]) -> tuple[float, Shipment]:
-    """Seconds from the decision to publish until every receiver has answered the right checksum."""
+def sync(receivers: list[Any], make: Callable[[], Shipment], ahead: tuple[tuple[str, ...], int] | None = None) -> tuple[float, Shipment]:
+    """Seconds from the decision to publish until every receiver has answered the right checksum.
+
+    With the learner's files and the version that they are about to be, receivers read ahead, as StagedTransport has them do.
+    """
     begin = time.perf_counter()
+    expecting = [receiver.expect.remote(*ahead) for receiver in receivers] if ahead is not None else []
     shipment = make()
+    ray.get(expecting, timeout=120)
     answers = ray.get([receiver.take.remote(shipment) for receiver in receivers], timeout=120)
     seconds = time.perf_counter() - begin
     assert set(answers) == {shipment.manifest.checksum}
@@ -176,15 +186,23 @@ def full(sender: Any, receivers: list[Any], rounds: int) -> str:
     def make() -> Shipment:
         return dataclasses.replace(ray.get(sender.publish.remote(False)), base=None, parts=(), payloads=())
 
-    sync(receivers, make)  # makes the files
+    _, last = sync(receivers, make)  # makes the files
+
+    def rate(chosen: list[Any]) -> float:
+        """Bytes of all chosen receivers in a second."""
+        nonlocal last
+        ray.get(sender.step.remote(CHANGED))
+        assert last.paths is not None
+        seconds, last = sync(chosen, make, (last.paths, last.manifest.version + 1))
+        return len(chosen) * nbytes / seconds / 1e9
+
+    rate(receivers)  # maps them
     copies, fresh, one, two = [], [], [], []
     for _ in range(rounds):
-        for rate, seconds in zip((copies, fresh), ray.get(sender.plain_copy.remote()), strict=True):
-            rate.append(nbytes / seconds / 1e9)
-        ray.get(sender.step.remote(CHANGED))
-        one.append(nbytes / sync(receivers[:1], make)[0] / 1e9)
-        ray.get(sender.step.remote(CHANGED))
-        two.append(2 * nbytes / sync(receivers, make)[0] / 1e9)
+        for rates, seconds in zip((copies, fresh), ray.get(sender.plain_copy.remote()), strict=True):
+            rates.append(nbytes / seconds / 1e9)
+        one.append(rate(receivers[:1]))
+        two.append(rate(receivers))
     title = f"Full sync on one node, {nbytes / MEGABYTE:.0f} MB of float32, before vLLM loads"
     plain = Series("plain copy into memory in use", copies, "GB/s")
     rows = [Series("copy into new memory", fresh, "GB/s"), Series("1 receiver", one, "GB/s"), Series("2 receivers, together", two, "GB/s")]

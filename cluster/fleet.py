@@ -269,6 +269,21 @@ class RolloutFleet:
             self.busy.stop()
             replica.running -= len(requests)
 
+    async def expect_weights(self, replica: Replica, paths: tuple[str, ...], version: int) -> None:
+        """Have one engine read the learner's files while they are being written.
+
+        Args:
+            replica: on the learner's node.
+            paths: as the version before had them.
+            version: that they are about to be.
+
+        Raises:
+            ReplicaLostError: when it died or did not answer in time; it is out of service now.
+            WeightUpdateError: when it can't read them; the version must come another way.
+        """
+        call = replica.actor.expect_weights.remote(paths, version)
+        await self._answer(replica, call, self.config.weights.timeout_s, f"to read version {version} ahead")
+
     async def update_weights(self, replica: Replica, shipment: Shipment) -> WeightReceipt:
         """Bring a published version into one engine.
 

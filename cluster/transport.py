@@ -107,10 +107,16 @@ class StagedTransport:
             self._learner_node = (await self._learner.health())[0]["node"]  # asked each time: a group may be built again elsewhere
             replicas = list(self._fleet.replicas)
             by_parts = [replica for replica in replicas if not self._reads_files(replica)]
-            published = self._published = await self._learner.publish(version, compare=bool(by_parts))
+            reading = {replica: asyncio.create_task(self._read_ahead(replica, version)) for replica in replicas}
+            try:
+                published = self._published = await self._learner.publish(version, compare=bool(by_parts))
+            except BaseException:
+                for task in reading.values():
+                    task.cancel()
+                raise
             # The learner scores its probe while the engines load.
             expected, *outcomes = await asyncio.gather(
-                self._expected(), *(self._bring(replica, published) for replica in replicas), return_exceptions=True
+                self._expected(), *(self._bring(replica, published, reading[replica]) for replica in replicas), return_exceptions=True
             )
             for outcome in (expected, *outcomes):
                 if isinstance(outcome, BaseException) and not isinstance(outcome, ReplicaLostError):
@@ -140,8 +146,21 @@ class StagedTransport:
     async def _expected(self) -> NDArray[np.float32] | None:
         return await self._probe.expected(self._learner) if self._probe is not None else None
 
-    async def _bring(self, replica: Replica, published: Shipment) -> tuple[WeightReceipt, int]:
+    async def _read_ahead(self, replica: Replica, version: int) -> None:
+        """Have a replica on the learner's node read the files while they are written. Raises ReplicaLostError."""
+        if self._published is None or self._published.paths is None or not self._reads_files(replica):
+            return
+        try:
+            await self._fleet.expect_weights(replica, self._published.paths, version)
+        except (WeightUpdateError, RayTaskError) as error:
+            logger.info("%s reads version %d when it is whole: %s", replica.name, version, _line(error))
+
+    async def _bring(
+        self, replica: Replica, published: Shipment, reading: asyncio.Task[None] | None = None
+    ) -> tuple[WeightReceipt, int]:
         """One replica's receipt and the bytes sent to it. Raises ReplicaLostError, or the learner's error when it is the one that died."""
+        if reading is not None:
+            await reading
         shipment = await self._shipment_for(replica, published)
         try:
             receipt = await self._fleet.update_weights(replica, shipment)

@@ -7,6 +7,7 @@ bytes each. Layout of a payload: changes of every block [blocks] uint32, new bit
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -51,13 +52,16 @@ def pack_changes(length: int, positions: NDArray[np.int64], values: Words) -> ND
     return np.concatenate([part.view(np.uint8) for part in parts])
 
 
-def apply_changes(words: Words, payload: NDArray[np.uint8], *, where: str) -> None:
+def apply_changes(
+    words: Words, payload: NDArray[np.uint8], *, where: str, reached: Callable[[int], None] = lambda length: None
+) -> None:
     """Bring numbers from the version before to the payload's; in place.
 
     Args:
         words: [length] as the sender's were before.
         payload: of pack_changes.
         where: begins the error message.
+        reached: told how many numbers, from the front, are the payload's, after every block that has changes.
 
     Raises:
         WeightUpdateError: when the payload is not one for so many numbers; some of them may have changed.
@@ -81,6 +85,7 @@ def apply_changes(words: Words, payload: NDArray[np.uint8], *, where: str) -> No
             raise WeightUpdateError(f"{where}: a change lies beyond the bucket's {len(words)} numbers")
         target[inside] = values[begin:end]
         begin = end
+        reached(min((int(block) + 1) * BLOCK, len(words)))
 
 
 def _num_blocks(length: int) -> int:

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from weights.buckets import WORDS, Payload, as_bytes, data_start
+from weights.buckets import CHUNK_BYTES, WORDS, Payload, as_bytes, data_start
 from weights.changes import apply_changes
 from weights.manifest import BaseMismatchError, BucketManifest, Part, Shipment, WeightManifest, WeightUpdateError
+from weights.progress import WriteProgress
 from weights.staging import StagedUpdate, StagingArea
 
 
@@ -29,6 +30,7 @@ class WeightMirror:
         self._layout: WeightManifest | None = None  # of the files
         self._paths: tuple[str, ...] = ()
         self._memory: list[NDArray[np.uint8]] = []
+        self._progress: WriteProgress | None = None
 
     def take(self, shipment: Shipment, payloads: Sequence[Payload | None]) -> StagedUpdate:
         """Bring the copy to a version. Whether it is that version is for the engine's process to verify, before it loads anything.
@@ -57,6 +59,7 @@ class WeightMirror:
         elif self._layout is None or not manifest.same_layout(self._layout):
             self._allocate(manifest)
         self._manifest = None
+        self._writing().begin(manifest.version)
         for index, (bucket, part, payload) in enumerate(zip(manifest.buckets, parts, payloads, strict=True)):
             self._take_part(bucket, part, payload, index, where=f"{where}, bucket {index}")
         self._manifest = manifest
@@ -66,22 +69,38 @@ class WeightMirror:
         """Ask for a whole version next time: what is here has been found to be wrong."""
         self._manifest = None
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of the files that the next version will be in, when its layout is the same; empty before the first."""
+        return self._paths
+
+    def _writing(self) -> WriteProgress:
+        assert self._progress is not None  # made with the files
+        return self._progress
+
     def _allocate(self, manifest: WeightManifest) -> None:
         self._area.free(self._paths)
         self._layout, self._paths, self._memory = None, (), []
         self._paths, self._memory = self._area.allocate("mirror", [bucket.nbytes for bucket in manifest.buckets])
         self._layout = manifest
+        self._progress = WriteProgress(self._paths)
 
     def _take_part(self, bucket: BucketManifest, part: Part, payload: Payload | None, index: int, *, where: str) -> None:
+        progress = self._writing()
         if part is Part.same:
+            progress.reached(index, bucket.nbytes)
             return
         if payload is None:
             raise WeightUpdateError(f"{where}: nothing arrived")
         data = np.frombuffer(as_bytes(payload), dtype=np.uint8)
         if part is Part.changes:
-            words = self._memory[index][data_start(bucket) :].view(WORDS[bucket.dtypes[0]])
-            apply_changes(words, data, where=where)
+            start = data_start(bucket)
+            words = self._memory[index][start:].view(WORDS[bucket.dtypes[0]])
+            apply_changes(words, data, where=where, reached=lambda length: progress.reached(index, start + length * words.itemsize))
         elif data.nbytes != bucket.nbytes:
             raise WeightUpdateError(f"{where}: {bucket.nbytes} bytes were sent, {data.nbytes} arrived")
         else:
-            np.copyto(self._memory[index], data)
+            for offset in range(0, data.nbytes, CHUNK_BYTES):
+                end = min(offset + CHUNK_BYTES, data.nbytes)
+                np.copyto(self._memory[index][offset:end], data[offset:end])
+                progress.reached(index, end)

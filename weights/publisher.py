@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from weights.buckets import CHUNK_BYTES, WORDS, BucketLayout, Place, as_bytes, manifest_of, plan, tensor_bytes
 from weights.changes import Words, pack_changes, payload_bytes
 from weights.manifest import Part, WeightManifest, WeightUpdateError
+from weights.progress import WriteProgress
 from weights.source import ParameterMetadata
 from weights.staging import StagingArea, shared_memory_root
 
@@ -95,7 +96,7 @@ class WeightPublisher:
             if self._files is None:
                 self._files = _Files(plan(self._source.metadata(), self._bucket_bytes), self._root)
             before, self._manifest = self._manifest, None
-            found = self._files.write(stream, before if compare else None)
+            found = self._files.write(stream, version, before if compare else None)
             buckets = [layout.manifest(digest) for layout, digest in zip(self._files.layouts, self._files.digests, strict=True)]
             self._manifest = manifest = manifest_of(version, buckets)
             self._frozen_sent = True
@@ -136,30 +137,37 @@ class _Files:
         self.area = StagingArea(str(shared_memory_root(needed)) if root is None else root)
         self.paths, self.memory = self.area.allocate("published", [layout.nbytes for layout in layouts])
         self.digests = [""] * len(layouts)
+        self._progress = WriteProgress(self.paths)
         self._places: dict[str, Place] = {}
         for index, layout in enumerate(layouts):
             self.memory[index][: len(layout.header)] = np.frombuffer(layout.header, dtype=np.uint8)
             self._places.update(layout.places(index))
 
     def write(
-        self, stream: Iterator[tuple[str, torch.Tensor]], before: WeightManifest | None
+        self, stream: Iterator[tuple[str, torch.Tensor]], version: int, before: WeightManifest | None
     ) -> list[tuple[Part, NDArray[np.uint8] | None]]:
         """Copy the stream's tensors to their places and note each bucket's new checksum.
 
         Args:
             stream: whole buckets, each in its order.
+            version: that they are.
             before: what the files hold; None: nothing is compared.
 
         Returns:
             What each bucket has become, when something is compared.
         """
+        self._progress.begin(version)
         writers = [_BucketWriter(layout, memory) for layout, memory in zip(self.layouts, self.memory, strict=True)]
+        for index, layout in enumerate(self.layouts):
+            if layout.frozen and self.digests[index]:
+                self._progress.reached(index, layout.nbytes)
         for name, tensor in stream:
             place = self._places[name]
             data = tensor_bytes(tensor)
             if data.nbytes != place.nbytes:
                 raise WeightUpdateError(f"{name} has {data.nbytes} bytes, its place {place.nbytes}")
-            writers[place.bucket].add(place.start, data, compare=before is not None)
+            for reached in writers[place.bucket].add(place.start, data, compare=before is not None):
+                self._progress.reached(place.bucket, reached)
         for index, writer in enumerate(writers):
             if writer.started:
                 if writer.position != self.layouts[index].nbytes:
@@ -187,8 +195,8 @@ class _BucketWriter:
         self._num_changes = 0
         self.started = False
 
-    def add(self, start: int, data: NDArray[np.uint8], *, compare: bool) -> None:
-        """Take the next tensor's bytes."""
+    def add(self, start: int, data: NDArray[np.uint8], *, compare: bool) -> Iterator[int]:
+        """Take the next tensor's bytes; yields how far the file is written, again and again."""
         self.started = True
         if start != self.position:
             raise WeightUpdateError(f"a tensor for byte {start} of a bucket came at byte {self.position}")
@@ -201,6 +209,7 @@ class _BucketWriter:
             else:
                 np.copyto(target, chunk)
             self.position += chunk.nbytes
+            yield self.position
 
     def digest(self) -> str:
         """Checksum of the file."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from safetensors.torch import load_file
 from vllm.config import set_current_vllm_config
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
@@ -19,8 +18,8 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from weights import SHARED_MEMORY_BACKEND
-from weights.buckets import verify_bucket
 from weights.manifest import WeightManifest, WeightUpdateError
+from weights.verifier import FileVerifier
 
 
 @dataclass
@@ -49,6 +48,7 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo
         self.checksum: str | None = None  # of the model that was loaded last; None: it is not whole, or no update has come
         self._parameters: dict[str, tuple[int, ...]] | None = None  # name and shape of what the last whole update held
         self._verified: tuple[list[str], WeightManifest] | None = None
+        self.verifier = FileVerifier()
 
     def init_transfer_engine(self, init_info: SharedMemoryInitInfo) -> None:
         """Nothing to connect."""
@@ -75,11 +75,11 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo
             WeightUpdateError: when a file is missing or wrong, or the parameters are not those of the update before.
         """
         self._verified = None
-        _verify_files(manifest, paths)
+        checksum = self.verifier.verify(paths, manifest)
         if self._parameters is not None:
             manifest.check_same_parameters(self._parameters)
         self._verified = (paths, manifest)
-        return manifest.checksum
+        return checksum
 
     def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
         """Load files that verify has found right, bucket by bucket.
@@ -129,7 +129,8 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo
                 layer.quant_method.process_weights_after_loading(layer)
 
     def shutdown(self) -> None:
-        """Nothing is held between updates."""
+        """Stop reading."""
+        self.verifier.stop()
 
 
 class WeightUpdateExtension:
@@ -138,6 +139,10 @@ class WeightUpdateExtension:
     weight_transfer_engine: WeightTransferEngine
     vllm_config: Any
     _weight_update_active: bool
+
+    def expect_weights(self, paths: list[str], version: int, timeout_s: float) -> None:
+        """Begin to read a version that is about to be written, in a thread; see FileVerifier.expect."""
+        self._files().verifier.expect(paths, version, timeout_s=timeout_s)
 
     def verify_weights(self, paths: list[str], manifest: dict[str, Any]) -> str:
         """Verify a staged version while the model runs on; see SharedMemoryWeightTransferEngine.verify."""
@@ -189,18 +194,6 @@ def _close_broken_reload(engine: WeightTransferEngine) -> None:
     if isinstance(engine, SharedMemoryWeightTransferEngine):
         engine.rebuild_tied_head()
         engine.touched = False
-
-
-def _verify_files(manifest: WeightManifest, paths: list[str]) -> None:
-    """Check that the files are the manifest's payloads. Raises WeightUpdateError."""
-    if len(paths) != len(manifest.buckets):
-        raise WeightUpdateError(f"update to version {manifest.version}: {len(manifest.buckets)} buckets were sent, {len(paths)} are staged")
-    for bucket, path in zip(manifest.buckets, paths, strict=True):
-        try:
-            payload = np.memmap(path, dtype=np.uint8, mode="r")
-        except (OSError, ValueError) as error:  # ValueError: the file is empty
-            raise WeightUpdateError(f"update to version {manifest.version}: cannot read {path}: {error}") from error
-        verify_bucket(bucket, payload, where=f"update to version {manifest.version}, {path}")
 
 
 WeightTransferEngineFactory.register_engine(SHARED_MEMORY_BACKEND, SharedMemoryWeightTransferEngine)

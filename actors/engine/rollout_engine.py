@@ -313,6 +313,10 @@ class RolloutEngine:
         positions = output.prompt_logprobs[-len(response) :]
         return np.array([position[token].logprob for position, token in zip(positions, response, strict=True)], dtype=np.float32)
 
+    async def expect_weights(self, paths: Sequence[str], version: int, *, timeout_s: float = 120.0) -> None:
+        """Read a version while it is being written (see WeightUpdater.expect)."""
+        await self._updater().expect(paths, version, timeout_s)
+
     async def update_weights(self, update: StagedUpdate, version: int, *, timeout_s: float = 120.0) -> UpdateReceipt:
         """Put new weights in service; running requests are paused and go on with them.
 

@@ -26,6 +26,10 @@ class FakeEngine:
     def __init__(self) -> None:
         self.refusal: Exception | None = None
         self.taken: list[StagedUpdate] = []
+        self.expected: list[tuple[tuple[str, ...], int]] = []
+
+    async def expect_weights(self, paths: tuple[str, ...], version: int, *, timeout_s: float) -> None:
+        self.expected.append((paths, version))
 
     async def update_weights(self, update: StagedUpdate, version: int, *, timeout_s: float) -> UpdateReceipt:
         if self.refusal is not None:
@@ -86,6 +90,7 @@ def test_after_a_refusal_changes_are_not_trusted(tmp_path: Path) -> None:
         with pytest.raises(WeightUpdateError, match="the checksum is wrong"):
             await ends.intake.take(on_the_way(shipment, list(shipment.payloads)))
         ends.engine.refusal = None
+        assert ends.engine.expected == [(ends.engine.taken[0].paths, 2)], "the engine reads its copy while the changes are applied"
         with pytest.raises(BaseMismatchError):
             await ends.intake.take(on_the_way(shipment, list(shipment.payloads)))
         whole = whole_shipment(*ends.sender.whole())

@@ -52,10 +52,20 @@ class FakeActor:
         self.failures: list[BaseException] = []
         self.answered_checksum: str | None = None
         self.stalls = False
+        self.expected: list[tuple[tuple[str, ...], int]] = []
+        self.blind = False  # can't read ahead
+        self.expect_weights = Method(self._expect_weights)
         self.logprobs = [-1.0, -2.0, -3.0]
         self.update_weights = Method(self._update_weights)
         self.score = Method(self._score)
         self.rollout = Method(self._stall)
+
+    async def _expect_weights(self, paths: tuple[str, ...], version: int) -> None:
+        self.expected.append((paths, version))
+        if self.stalls:
+            await asyncio.sleep(3600)
+        if self.blind:
+            raise WeightUpdateError(f"version {version} can't be read ahead: no such file")
 
     async def _update_weights(self, shipment: Shipment) -> WeightReceipt:
         self.shipments.append(shipment)
@@ -97,8 +107,12 @@ class FakeLearner:
         self.published: list[WeightManifest] = []
         self.compared: list[bool] = []
         self.dead = False
+        self.actors: list[FakeActor] = []
+        self.watched: list[list[list[tuple[tuple[str, ...], int]]]] = []  # what each actor expected by the end of each writing
 
     async def publish(self, version: int, *, compare: bool) -> Shipment:
+        await asyncio.sleep(0.01)  # writing
+        self.watched.append([list(actor.expected) for actor in self.actors])
         before = self.published[-1].checksum if self.published and compare else None
         self.compared.append(compare)
         self.published.append(manifest(version))
@@ -124,7 +138,7 @@ class Scene:
 
     def __init__(self, *nodes: str, probe: bool = False) -> None:
         self.learner = FakeLearner()
-        self.actors = [FakeActor() for _ in nodes]
+        self.actors = self.learner.actors = [FakeActor() for _ in nodes]
         self.fleet = FakeFleet(Config(weights=WeightsConfig(timeout_s=0.2)), "model", None)
         self.replicas = [self.replica(index, actor, node) for index, (actor, node) in enumerate(zip(self.actors, nodes, strict=True))]
         self.fleet.replicas = list(self.replicas)
@@ -151,6 +165,44 @@ def test_a_replica_beside_the_learner_reads_its_files_and_nothing_is_compared() 
     assert scene.ways(0) == scene.ways(1) == ["files"]
     assert scene.learner.compared == [False]
     assert reports[0].metrics() == {"time/weight_sync_paused_s": 0.25, "weights/sent_bytes": 0.0, "rollout/actors": 2.0}
+
+
+def test_replicas_beside_the_learner_read_a_version_while_it_is_written_from_the_second_one_on() -> None:
+    scene = Scene("here", "there")
+
+    async def work() -> None:
+        for version in (1, 2, 3):
+            await scene.transport.deliver(version)
+
+    run(work())
+    two, three = (("/shm/0",), 2), (("/shm/0",), 3)
+    assert scene.learner.watched == [[[], []], [[two], []], [[two, three], []]]
+
+
+def test_one_that_can_t_read_ahead_takes_the_version_when_it_is_whole() -> None:
+    scene = Scene("here")
+    scene.actors[0].blind = True
+
+    async def work() -> None:
+        for version in (1, 2):
+            await scene.transport.deliver(version)
+
+    run(work())
+    assert scene.ways() == ["files", "files"] and scene.fleet.replicas == scene.replicas
+
+
+def test_one_that_stalls_while_it_reads_ahead_costs_the_deadline_once() -> None:
+    scene = Scene("here", "here")
+
+    async def work() -> None:
+        await scene.transport.deliver(1)
+        scene.actors[1].stalls = True
+        begin = asyncio.get_running_loop().time()
+        assert (await scene.transport.deliver(2)).num_replicas == 1
+        assert asyncio.get_running_loop().time() - begin < 2
+
+    run(work())
+    assert "waited 0.2 s for rollout actor 1 to read version 2 ahead" in str(scene.replicas[1].lost)
 
 
 def test_a_replica_elsewhere_gets_everything_once_and_then_changes() -> None:
