@@ -268,8 +268,8 @@ class WeightUpdater:
 async def _pause(engine: Any, *, clear_cache: bool) -> None:
     """AsyncLLM.pause_generation(mode="keep") without its sleep of 20 ms.
 
-    The two calls are all that it does besides; vLLM says of the sleep that it only orders the callers' view of outputs that are on their way,
-    and none of our callers looks at outputs before a request has ended.
+    The two calls are all that it does besides. vLLM says of the sleep that it is not needed for correctness: it only orders what
+    callers see of outputs that are on their way, and ours look at no output before its request has ended.
     """
     if clear_cache:
         await engine.renderer.clear_mm_cache_async()
