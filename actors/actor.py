@@ -311,10 +311,14 @@ class RolloutActor:
         """Take part in a broadcast; see RolloutEngine.receive_weights."""
         await self._running().receive_weights(update_info)
 
-    async def finish_weight_update(self, version: int) -> None:
-        """Close the model, stamp the version and resume; see RolloutEngine.finish_weight_update."""
-        await self._running().finish_weight_update(version)
+    async def finish_weight_update(self, version: int, checksum: str) -> None:
+        """Close the model, shake hands, stamp the version and resume; see RolloutEngine.finish_weight_update."""
+        await self._running().finish_weight_update(version, checksum)
         self._version = version
+
+    async def abandon_weight_update(self, reason: str) -> None:
+        """Close an update that the learner has given up; see RolloutEngine.abandon_weight_update."""
+        await self._running().abandon_weight_update(reason)
 
     async def score(self, prompt: Prompt, response_token_ids: list[int]) -> list[float]:
         """The engine's log-probs of a fixed response, for comparison with the learner's.

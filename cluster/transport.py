@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -113,6 +113,7 @@ class StagedTransport:
             except BaseException:
                 for task in reading.values():
                     task.cancel()
+                await asyncio.gather(*reading.values(), return_exceptions=True)
                 raise
             # The learner scores its probe while the engines load.
             expected, *outcomes = await asyncio.gather(
@@ -225,30 +226,58 @@ class NcclTransport:
         """See WeightTransport.deliver; without anybody to receive it, the version waits for the first who joins."""
         async with self._lock:
             self._version = version
-            return await self._broadcast()
+            return await self._bring()
 
-    async def _broadcast(self) -> SyncReport:
+    async def _bring(self) -> SyncReport:
+        """Bring the version to everybody; a broadcast that loses a receiver is sent again without it, over a new group."""
         joining, self._joining = self._joining, []
-        actors = {replica.name: replica.actor for replica in [*self._fleet.replicas, *(replica for replica, _ in joining)]}
-        if not actors:
-            return SyncReport(paused_s=0.0, sent_bytes=0, num_replicas=0)
         begin = time.monotonic()
         try:
-            if list(actors) != self._connected:
-                await self._learner.connect_broadcast(actors, workers_per_actor=self._workers_per_actor)
-                self._connected, begin = list(actors), time.monotonic()
-            await self._learner.broadcast(self._version)
+            while not await self._broadcast([replica for replica, _ in joining if replica.lost is None]):
+                pass
         except LearnerGroupError:  # the group that is built in its place has met nobody yet
             self._connected, self._joining = [], [*joining, *self._joining]
             raise
         paused_s = time.monotonic() - begin
         for replica, joined in joining:
-            if not joined.done():  # it may have been called off meanwhile
+            if joined.done():  # it has been called off meanwhile
+                continue
+            if replica.lost is None:
                 self._fleet.enlist(replica)
                 joined.set_result(None)
+            else:
+                joined.set_exception(ReplicaLostError(f"{replica.name} did not take the weights: {replica.lost}"))
+        self._fleet.must_have_replicas()
+        if not self._fleet.replicas:
+            return SyncReport(paused_s=0.0, sent_bytes=0, num_replicas=0)
         expected = await self._probe.expected(self._learner) if self._probe is not None else None
         mismatch = await _mismatch(self._fleet, self._probe, expected)
         return SyncReport(paused_s=paused_s, sent_bytes=0, num_replicas=len(self._fleet.replicas), mismatch=mismatch)
+
+    async def _broadcast(self, joining: list[Replica]) -> bool:
+        """Send once; whether everybody who is left holds the version. Whoever failed is out of service, alone."""
+        replicas = {replica.name: replica for replica in [*self._fleet.replicas, *joining]}
+        if not replicas:
+            return True
+        if list(replicas) != self._connected:
+            self._connected = []
+            actors = {name: replica.actor for name, replica in replicas.items()}
+            failures = await self._learner.connect_broadcast(actors, workers_per_actor=self._workers_per_actor)
+            if failures:
+                self._lose(replicas, failures)
+                return False
+            self._connected = list(replicas)
+        outcome = await self._learner.broadcast(self._version)
+        if outcome.failures:
+            self._connected = []
+            self._lose(replicas, outcome.failures)
+        for replica in replicas.values():
+            replica.checksum = outcome.checksum if outcome.delivered else None
+        return outcome.delivered
+
+    def _lose(self, replicas: Mapping[str, Replica], failures: Mapping[str, str]) -> None:
+        for name, reason in failures.items():
+            self._fleet.lose(replicas[name], f"it took no part in a broadcast: {reason}")
 
     async def join(self, slot: int | None = None, *, placed: Callable[[Replica], Awaitable[None]] | None = None) -> Replica:
         """See WeightTransport.join; a broadcast needs the learner, so the replica takes part in the next one.
@@ -262,7 +291,7 @@ class NcclTransport:
             if not self._fleet.replicas:
                 async with self._lock:
                     if not joined.done():
-                        await self._broadcast()
+                        await self._bring()
             await joined
         except BaseException as error:
             self._joining = [(other, future) for other, future in self._joining if other is not replica]

@@ -20,7 +20,7 @@ from ray.actor import ActorHandle
 from conf.schema import Config
 from learner.deepspeed_engine import RankAddress
 from learner.worker import LearnerWorker
-from weights.manifest import Part, Shipment
+from weights.manifest import BroadcastOutcome, Part, Shipment
 
 
 @ray.remote(concurrency_groups={"control": 3})  # one may wait for the disk
@@ -126,14 +126,14 @@ class LearnerRank:
         if self._worker is not None:
             self._worker.publisher.close()
 
-    def connect_broadcast(self, actors: Mapping[str, ActorHandle], workers_per_actor: int, address: str, port: int) -> None:
+    def connect_broadcast(self, actors: Mapping[str, ActorHandle], workers_per_actor: int, address: str, port: int) -> dict[str, str]:
         """Meet the rollout engines for NCCL broadcasts; see LearnerWorker.connect_broadcast."""
         timeout_s = self._config.weights.timeout_s
-        self._ready().connect_broadcast(actors, workers_per_actor=workers_per_actor, address=address, port=port, timeout_s=timeout_s)
+        return self._ready().connect_broadcast(actors, workers_per_actor=workers_per_actor, address=address, port=port, timeout_s=timeout_s)
 
-    def broadcast(self, version: int) -> None:
+    def broadcast(self, version: int) -> BroadcastOutcome:
         """Send the weights to every connected engine; see LearnerWorker.broadcast."""
-        self._ready().broadcast(version)
+        return self._ready().broadcast(version)
 
     def begin_checkpoint(self, folder: str) -> None:
         """Copy weights and optimizer state, and start to write them; see LearnerWorker.begin_checkpoint."""

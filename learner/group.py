@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from conf.resources import learner_bundle
 from conf.schema import Config
 from learner.actor import LearnerRank
-from weights.manifest import Shipment
+from weights.manifest import BroadcastOutcome, Shipment
 
 DEATH_NOTICE_S = 2.0
 """How long Ray may take to tell of a rank's death, after another rank's error, before that error is blamed."""
@@ -138,29 +138,36 @@ class LearnerGroup:
         """
         return (await self._call("give out the whole weights", "whole_weights", [()], ends_group=False))[0]
 
-    async def connect_broadcast(self, actors: Mapping[str, ActorHandle], *, workers_per_actor: int) -> None:
+    async def connect_broadcast(self, actors: Mapping[str, ActorHandle], *, workers_per_actor: int) -> dict[str, str]:
         """Meet the rollout engines for NCCL broadcasts, on a port of rank 0's node.
 
         Args:
             actors: name and handle of every rollout actor.
             workers_per_actor: GPUs of an engine.
 
+        Returns:
+            Why each actor that did not connect in time didn't, by name; the broadcast group is of no use then.
+
         Raises:
             LearnerGroupError: naming the rank that failed or was waited for.
         """
         ((address, port),) = await self._call("pick a port for the broadcast", "meeting_point", [()])
-        await self._on_all("connect to the rollout engines", "connect_broadcast", dict(actors), workers_per_actor, address, port)
+        arguments = (dict(actors), workers_per_actor, address, port)
+        return (await self._on_all("connect to the rollout engines", "connect_broadcast", *arguments))[0]
 
-    async def broadcast(self, version: int) -> None:
+    async def broadcast(self, version: int) -> BroadcastOutcome:
         """Send the weights to every connected engine.
 
         Args:
-            version: policy version that they are.
+            version: policy version that these weights are.
+
+        Returns:
+            What became of it; an engine's failure is no failure of the group.
 
         Raises:
             LearnerGroupError: naming the rank that failed or was waited for.
         """
-        await self._on_all(f"broadcast version {version}", "broadcast", version)
+        return (await self._on_all(f"broadcast version {version}", "broadcast", version))[0]
 
     async def begin_checkpoint(self, folder: str) -> None:
         """Copy weights and optimizer state, and start to write them into a folder that all ranks share; training may go on.

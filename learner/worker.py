@@ -27,6 +27,7 @@ from learner.images import ImageCache
 from learner.policy import PolicyModel
 from learner.update import PolicyUpdate
 from tasks.prompts import allowed_token_ids, load_tokenizer
+from weights.manifest import BroadcastOutcome
 from weights.publisher import Publication, WeightPublisher
 from weights.source import DeepSpeedWeightSource
 
@@ -159,7 +160,9 @@ class LearnerWorker:
         """
         return self.publisher.publish(version, compare=compare)
 
-    def connect_broadcast(self, actors: Mapping[str, Any], *, workers_per_actor: int, address: str, port: int, timeout_s: float) -> None:
+    def connect_broadcast(
+        self, actors: Mapping[str, Any], *, workers_per_actor: int, address: str, port: int, timeout_s: float
+    ) -> dict[str, str]:
         """Meet the rollout engines for NCCL broadcasts; GPUs only.
 
         Args:
@@ -169,8 +172,11 @@ class LearnerWorker:
             port: free on that node.
             timeout_s: for one call to the actors.
 
+        Returns:
+            On rank 0 why each actor that did not connect in time didn't, by name.
+
         Raises:
-            WeightUpdateError: when an actor doesn't connect in time.
+            WeightUpdateError: when it failed by no actor's fault.
         """
         from weights.nccl import NcclWeightSender  # imports vLLM, which learners on CPUs do without
 
@@ -185,19 +191,23 @@ class LearnerWorker:
             master_port=port,
             timeout_s=timeout_s,
         )
+        return self._sender.failures
 
-    def broadcast(self, version: int) -> None:
+    def broadcast(self, version: int) -> BroadcastOutcome:
         """Send the weights to every connected engine.
 
         Args:
             version: policy version that these weights are.
 
+        Returns:
+            What became of it, on rank 0.
+
         Raises:
-            WeightUpdateError: naming the engines that failed.
+            WeightUpdateError: when it failed by no engine's fault.
         """
         if self._sender is None:
             raise RuntimeError("no engine is connected: call connect_broadcast first")
-        self._sender.send(version)
+        return self._sender.send(version)
 
     def begin_checkpoint(self, folder: str | Path) -> None:
         """Copy weights and optimizer state, and start to write them beside training.

@@ -162,6 +162,15 @@ class Shipment:
     nbytes: int = 0  # of all payloads
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BroadcastOutcome:
+    """What became of one broadcast."""
+
+    checksum: str  # of the whole model as the sender summed it up; what every actor without a failure has answered
+    failures: dict[str, str]  # reason by the name of the actor; the others hold the version when at least one was reached
+    delivered: bool  # whether the others hold the version; False: it was given up, and must be sent again without those that failed
+
+
 def _place(bucket: BucketManifest) -> tuple[Any, ...]:
     return bucket.names, bucket.dtypes, bucket.shapes, bucket.nbytes
 

@@ -1,37 +1,53 @@
-"""The GPU transport: vLLM's own NCCL broadcast from learner rank 0 to every engine worker.
+"""The GPU transport: vLLM's own NCCL broadcast from learner rank 0 to every engine worker, with a checksum and a way out.
 
-Owns the client that drives several rollout actors as one, and the group's geometry. Imports vLLM, so only learners on GPUs import it.
-Must not know what a rollout actor does besides the four weight calls.
+Owns the sender's end: the client that drives several rollout actors as one, the group's geometry, and what becomes of a broadcast that
+one of them leaves. Imports vLLM, so only learners on GPUs import it. Must not know what a rollout actor does besides the five weight calls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray
-from vllm.distributed.weight_transfer.base import WeightSource
+import torch
+from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
 
-from weights.manifest import WeightUpdateError
+from weights.fingerprint import ModelFingerprint
+from weights.manifest import BroadcastOutcome, WeightUpdateError
 from weights.source import DeepSpeedWeightSource
+from weights.way_out import WayOut, abandon_broadcast
 
 WeightSource.register(DeepSpeedWeightSource)
+
+_LOOK_S = 0.5  # between two looks at calls that are under way
 
 
 class RolloutActorsClient:
     """vLLM's weight-sync client over rollout actors: each call goes to all of them and has one deadline.
 
+    An actor that fails is noted in `failures` and gets no further call. A failure before the broadcast ends it, since the group counts
+    on every member; one that has received everything is finished although another one failed.
+
     Args:
-        actors: name and Ray handle of each; a handle has init_weight_transfer, start_weight_update, receive_weights and
-            finish_weight_update, as RolloutEngine has them.
+        actors: name and Ray handle of each; a handle has init_weight_transfer, start_weight_update, receive_weights,
+            finish_weight_update and abandon_weight_update, as RolloutActor has them.
         timeout_s: for one call, and for the update as a whole at the engines' end.
     """
 
     def __init__(self, actors: Mapping[str, Any], *, timeout_s: float) -> None:
         self._actors = dict(actors)
         self._timeout_s = timeout_s
+        self.failures: dict[str, str] = {}
         self.version = 0  # stamped by the next finish_weight_update
+        self.checksum = ""  # that every actor must answer there
+
+    @property
+    def broken(self) -> bool:
+        """Whether an actor has failed, so that the broadcast cannot end."""
+        return bool(self.failures)
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         """Connect every actor; workers take the ranks behind those of the actors before theirs."""
@@ -48,27 +64,92 @@ class RolloutActorsClient:
         self._wait("start the update", calls)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Let every actor take part in the broadcast."""
-        self._wait("receive the weights", {name: actor.receive_weights.remote(update_info) for name, actor in self._actors.items()})
+        """Let every actor take part in the broadcast; who has received everything goes on."""
+        calls = {name: actor.receive_weights.remote(update_info) for name, actor in self._actors.items()}
+        self._wait("receive the weights", calls, some_are_enough=True)
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Close every actor's model, stamp the version and resume."""
+        """Close the model of every actor that has received the weights, compare its checksum, stamp the version and resume."""
         version = self.version if weight_version is None else int(weight_version)
-        self._wait("finish the update", {name: actor.finish_weight_update.remote(version) for name, actor in self._actors.items()})
+        calls = {name: actor.finish_weight_update.remote(version, self.checksum) for name, actor in self._sound().items()}
+        self._wait("finish the update", calls, some_are_enough=True)
 
-    def _wait(self, what: str, calls: dict[str, Any]) -> None:
-        """Wait for all calls. Raises WeightUpdateError naming the actors that failed or did not answer."""
-        ready, late = ray.wait(list(calls.values()), num_returns=len(calls), timeout=self._timeout_s)
+    def abandon(self) -> None:
+        """Have every actor that has not failed close the update that it may have open; it samples again after a whole one."""
+        reason = "the sender gave the broadcast up: " + _told(self.failures)
+        calls = [actor.abandon_weight_update.remote(reason) for actor in self._sound().values()]
+        if calls:
+            ray.wait(calls, num_returns=len(calls), timeout=self._timeout_s)
+
+    def _sound(self) -> dict[str, Any]:
+        return {name: actor for name, actor in self._actors.items() if name not in self.failures}
+
+    def _wait(self, what: str, calls: dict[str, Any], *, some_are_enough: bool = False) -> None:
+        """Wait for all calls, noting each failure when it happens. Raises WeightUpdateError naming the actors that failed."""
         names = {reference: name for name, reference in calls.items()}
-        failures = {names[reference]: f"no answer within {self._timeout_s:.0f} s" for reference in late}
-        for reference in ready:
-            try:
-                ray.get(reference)
-            except ray.exceptions.RayError as error:
-                failures[names[reference]] = str(error)
-        if failures:
-            told = "; ".join(f"{name}: {failure}" for name, failure in failures.items())
-            raise WeightUpdateError(f"could not {what}: {told}")
+        under_way = list(calls.values())
+        deadline = time.monotonic() + self._timeout_s
+        while under_way and time.monotonic() < deadline:
+            ready, under_way = ray.wait(under_way, num_returns=1, timeout=min(_LOOK_S, self._timeout_s))
+            for reference in ready:
+                try:
+                    ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    self.failures[names[reference]] = _line(error)
+        for reference in under_way:
+            self.failures[names[reference]] = f"no answer within {self._timeout_s:.0f} s"
+        failed = {name: self.failures[name] for name in calls if name in self.failures}
+        if failed and not (some_are_enough and len(failed) < len(calls)):
+            raise WeightUpdateError(f"could not {what}: {_told(failed)}")
+
+
+class CheckedTrainerEngine(NCCLTrainerWeightTransferEngine):
+    """vLLM's sender, that sums up what it sends and lets nobody wait: not itself, not the receivers, not the other learner ranks."""
+
+    client: RolloutActorsClient
+    model_update_group: Any
+    timeout_s: float = 120.0
+    _gathered = False  # whether the source of the update under way has been iterated
+
+    def send_weights(self) -> None:
+        """See vLLM's; the source is iterated to its end on every rank, whatever happens, because its gathering is a collective."""
+        self._gathered = False
+        try:
+            super().send_weights()
+        except BaseException:
+            if not self._gathered:
+                for _ in self.source or ():
+                    pass
+            raise
+
+    def _broadcast(self, source: WeightSource, meta: list[ParamMeta]) -> None:
+        if not self.is_sender:
+            super()._broadcast(source, meta)
+            return
+        group, fingerprint = self.model_update_group, ModelFingerprint()
+        self._gathered = True
+        stream = iter(source)
+
+        def summed() -> Iterator[tuple[str, torch.Tensor]]:
+            for name, tensor in stream:
+                fingerprint.add(name, tensor)
+                yield name, tensor
+
+        way_out = WayOut(lambda: self.client.broken, lambda: _leave(group), timeout_s=self.timeout_s)
+        try:
+            with way_out:
+                super()._broadcast(summed(), meta)  # type: ignore[arg-type]  # it is only iterated
+                torch.accelerator.synchronize()  # what is enqueued can still hang
+        except RuntimeError:  # NCCL's, of a group that was aborted
+            if way_out.reason is None:
+                raise
+        finally:
+            for _ in stream:  # the other ranks gather to the end
+                pass
+        if way_out.reason is not None:
+            self.model_update_group = None
+            raise WeightUpdateError(f"the broadcast was given up: {_told(self.client.failures) or way_out.reason}")
+        self.client.checksum = fingerprint.checksum()
 
 
 class NcclWeightSender:
@@ -82,9 +163,6 @@ class NcclWeightSender:
         master_address: of rank 0's node.
         master_port: free on that node.
         timeout_s: for one call to the actors.
-
-    Raises:
-        WeightUpdateError: when an actor does not connect in time.
     """
 
     def __init__(
@@ -99,23 +177,62 @@ class NcclWeightSender:
         timeout_s: float,
     ) -> None:
         self._client = RolloutActorsClient(actors, timeout_s=timeout_s)
+        self._engine: CheckedTrainerEngine | None = None
         info = NCCLTrainerInitInfo(
             rank=rank, master_address=master_address, master_port=master_port, world_size=1 + len(actors) * workers_per_actor
         )
-        self._engine = NCCLTrainerWeightTransferEngine.trainer_init(info, client=self._client, source=source)
+        try:
+            self._engine = CheckedTrainerEngine.trainer_init(info, client=self._client, source=source)
+            self._engine.timeout_s = timeout_s
+        except WeightUpdateError:
+            if not self._client.failures:
+                raise
 
-    def send(self, version: int) -> None:
-        """Broadcast this version; every rank must call it.
+    @property
+    def failures(self) -> dict[str, str]:
+        """Why each actor that has failed did, by name."""
+        return dict(self._client.failures)
+
+    def send(self, version: int) -> BroadcastOutcome:
+        """Broadcast this version; every rank must call it, and none of them is left in a collective.
 
         Args:
             version: of the learner's weights.
 
+        Returns:
+            On rank 0 what became of it; a group in which somebody failed must be made anew.
+
         Raises:
-            WeightUpdateError: naming the actors that failed; the group is of no use then and must be made anew.
+            WeightUpdateError: when it failed by no actor's fault.
         """
+        if self._engine is None:
+            raise WeightUpdateError(f"the broadcast group was never whole: {_told(self.failures)}")
         self._client.version = version
-        self._engine.send_weights()
+        try:
+            self._engine.send_weights()
+            delivered = True
+        except WeightUpdateError:
+            self._client.abandon()
+            if not self.failures:
+                raise
+            delivered = False
+        return BroadcastOutcome(checksum=self._client.checksum, failures=self.failures, delivered=delivered)
 
     def close(self) -> None:
         """Leave the group."""
-        self._engine.shutdown()
+        if self._engine is not None:
+            self._engine.shutdown()
+
+
+def _leave(group: Any) -> None:
+    """Tell the receivers, then abort: the store stays up while this process lives."""
+    abandon_broadcast(group)
+    group.destroy()
+
+
+def _told(failures: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {failure}" for name, failure in failures.items())
+
+
+def _line(error: Exception) -> str:
+    return str(getattr(error, "cause", None) or error).strip().splitlines()[0]

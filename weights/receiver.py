@@ -17,7 +17,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-from weights import SHARED_MEMORY_BACKEND
+from weights import NCCL_BACKEND, SHARED_MEMORY_BACKEND
 from weights.manifest import WeightManifest, WeightUpdateError
 from weights.verifier import FileVerifier
 
@@ -152,10 +152,15 @@ class WeightUpdateExtension:
         """This worker's end of the handshake.
 
         Returns:
-            Checksum of the whole model, of the bytes that it has verified and loaded; None: an update broke off, or none has come.
+            Checksum of the whole model, of what it has loaded; None: an update broke off, or none has come.
         """
-        engine = self._files()
+        engine: Any = self.weight_transfer_engine  # either of the two backends
         return None if engine.touched else engine.checksum
+
+    def limit_broadcasts(self, timeout_s: float) -> None:
+        """Set the deadline of one broadcast; see CheckedNcclWeightTransferEngine."""
+        engine: Any = self.weight_transfer_engine
+        engine.timeout_s = timeout_s
 
     def _files(self) -> SharedMemoryWeightTransferEngine:
         engine = self.weight_transfer_engine
@@ -179,7 +184,7 @@ class WeightUpdateExtension:
         return untouched
 
 
-def _close_broken_reload(engine: WeightTransferEngine) -> None:
+def _close_broken_reload(engine: Any) -> None:
     """Give layers that were not finished their old tensors back.
 
     vLLM's finalize would process a partly loaded layer and would leave one that failed in processing unpacked; with their
@@ -193,7 +198,8 @@ def _close_broken_reload(engine: WeightTransferEngine) -> None:
     finalize_layerwise_reload(engine.model, engine.model_config)
     if isinstance(engine, SharedMemoryWeightTransferEngine):
         engine.rebuild_tied_head()
-        engine.touched = False
+    engine.touched = False
 
 
 WeightTransferEngineFactory.register_engine(SHARED_MEMORY_BACKEND, SharedMemoryWeightTransferEngine)
+WeightTransferEngineFactory.register_engine(NCCL_BACKEND, "weights.nccl_receiver", "CheckedNcclWeightTransferEngine")

@@ -350,9 +350,13 @@ class RolloutEngine:
         """Take part in the trainer's broadcast (see WeightUpdater.receive)."""
         await self._updater().receive(update_info)
 
-    async def finish_weight_update(self, version: int) -> None:
+    async def finish_weight_update(self, version: int, checksum: str) -> None:
         """End an update that a trainer drives (see WeightUpdater.finish)."""
-        await self._updater().finish(version)
+        await self._updater().finish(version, checksum)
+
+    async def abandon_weight_update(self, reason: str) -> None:
+        """Close an update that its trainer has given up (see WeightUpdater.abandon)."""
+        await self._updater().abandon(reason)
 
     def _updater(self) -> WeightUpdater:
         if self._engine is None or self._updates is None:

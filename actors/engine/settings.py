@@ -11,7 +11,7 @@ from typing import Any
 
 from conf.schema import Device, ModelConfig, RolloutConfig
 from tasks.families import resizes_by_pixels
-from weights import SHARED_MEMORY_BACKEND, WORKER_EXTENSION
+from weights import NCCL_BACKEND, SHARED_MEMORY_BACKEND, WORKER_EXTENSION
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +26,7 @@ class _Platform:
 def _platform(device: Device, rollout: RolloutConfig) -> _Platform:
     """Everything that differs between the two kinds of machine."""
     if device is Device.gpu:
-        return _Platform(weight_backend="nccl", arguments={"gpu_memory_utilization": rollout.gpu_memory_utilization})
+        return _Platform(weight_backend=NCCL_BACKEND, arguments={"gpu_memory_utilization": rollout.gpu_memory_utilization})
     return _Platform(
         weight_backend=SHARED_MEMORY_BACKEND,
         environment={

@@ -6,6 +6,7 @@ Owns which policy version an engine serves and whether its weights are whole. Mu
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from typing import Any
 from actors.engine.errors import EngineError, answer_by
 from weights.manifest import WeightUpdateError
 from weights.staging import StagedUpdate
+
+logger = logging.getLogger(__name__)
 
 _ABORT_TIMEOUT_S = 30.0  # to close an update that broke off
 
@@ -136,6 +139,7 @@ class WeightUpdater:
         """
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
+        await self._step("take the deadline", self._engine.collective_rpc("limit_broadcasts", args=(timeout_s,)), _now() + timeout_s)
         request = WeightTransferInitRequest(init_info=init_info)
         await self._step("meet the trainer", self._engine.init_weight_transfer_engine(request), _now() + timeout_s)
 
@@ -174,17 +178,34 @@ class WeightUpdater:
             self._release()
             raise
 
-    async def finish(self, version: int) -> None:
+    async def finish(self, version: int, checksum: str) -> None:
         """Last step of an update that a trainer drives.
 
         Args:
             version: of the weights that were received.
+            checksum: of the whole model, which every worker must answer.
 
         Raises:
+            WeightUpdateError: when a worker answers another one; the engine stays paused.
             EngineError: when the engine died or the time is over.
         """
         try:
-            await self._close(version, self._deadline, expected=None)
+            await self._close(version, self._deadline, expected=checksum)
+        finally:
+            self._release()
+
+    async def abandon(self, reason: str) -> None:
+        """Close an update that its trainer has given up; none may be under way, and then nothing happens.
+
+        Args:
+            reason: for whoever wants to sample before the next whole update.
+        """
+        if self._watchdog is None:
+            return
+        try:
+            await self._recover(WeightUpdateError(reason))
+        except WeightUpdateError as error:
+            logger.warning("%s", error)
         finally:
             self._release()
 

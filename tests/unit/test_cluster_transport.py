@@ -17,7 +17,7 @@ from cluster.deaths import Whereabouts
 from cluster.fleet import NoReplicaError, RolloutFleet
 from cluster.probe import EngineProbe
 from cluster.replica import Replica, ReplicaLostError
-from cluster.transport import NcclTransport, StagedTransport
+from cluster.transport import StagedTransport
 from conf.schema import Config, WeightsConfig
 from learner.group import LearnerGroupError
 from tests.fakes import FakePrompts, make_trajectory
@@ -366,66 +366,3 @@ def test_the_probe_measures_the_worst_engine_and_warns_past_the_limit(caplog: py
         scene.actors[1].logprobs = [-1.0, -2.0, -3.25]
         assert run(scene.transport.deliver(2)).mismatch == pytest.approx(0.25)
     assert "rollout actor 1 scores the probe 0.25 nats away from the learner on the same weights, more than 0.001" in caplog.text
-
-
-class BroadcastingLearner:
-    """Counts who was connected and what was broadcast."""
-
-    def __init__(self) -> None:
-        self.connected: list[list[str]] = []
-        self.versions: list[int] = []
-
-    async def connect_broadcast(self, actors: dict[str, Any], *, workers_per_actor: int) -> None:
-        self.connected.append(list(actors))
-
-    async def broadcast(self, version: int) -> None:
-        self.versions.append(version)
-
-
-def test_a_broadcast_fleet_can_become_empty_and_be_joined_without_a_step() -> None:
-    scene, learner = Scene("here"), BroadcastingLearner()
-    transport = NcclTransport(learner, scene.fleet, None, workers_per_actor=1)  # type: ignore[arg-type]
-    scene.fleet.supervised = True
-    late = scene.replica(1, FakeActor(), "there")
-
-    async def work() -> None:
-        assert (await transport.deliver(1)).num_replicas == 1
-        scene.fleet.lose(scene.replicas[0], "killed")
-        assert (await transport.deliver(2)).num_replicas == 0
-        scene.fleet.joining = late
-        assert await transport.join() is late
-        assert scene.fleet.replicas == [late]
-        scene.fleet.joining = scene.replica(2, FakeActor(), "there")
-        joining = asyncio.ensure_future(transport.join())
-        await asyncio.sleep(0.01)
-        assert not joining.done()  # others sample: it waits for their next version
-        assert (await transport.deliver(3)).num_replicas == 2
-        await joining
-
-    run(work())
-    assert learner.versions == [1, 2, 3]
-    assert learner.connected == [["rollout actor 0"], ["rollout actor 1"], ["rollout actor 1", "rollout actor 2"]]
-
-
-def test_a_learner_group_that_is_built_again_meets_the_engines_again() -> None:
-    class Mortal(BroadcastingLearner):
-        async def broadcast(self, version: int) -> None:
-            await super().broadcast(version)
-            if len(self.versions) == 2:
-                raise LearnerGroupError("learner rank 0 failed to broadcast version 2")
-
-    scene, learner = Scene("here"), Mortal()
-    transport = NcclTransport(learner, scene.fleet, None, workers_per_actor=1)  # type: ignore[arg-type]
-
-    async def work() -> None:
-        await transport.deliver(1)
-        scene.fleet.joining = late = scene.replica(1, FakeActor(), "there")
-        joining = asyncio.ensure_future(transport.join())
-        await asyncio.sleep(0.01)
-        with pytest.raises(LearnerGroupError):
-            await transport.deliver(2)
-        assert (await transport.deliver(2)).num_replicas == 2 and await joining is late
-
-    run(work())
-    assert learner.versions == [1, 2, 2]
-    assert learner.connected == [["rollout actor 0"], ["rollout actor 0", "rollout actor 1"], ["rollout actor 0", "rollout actor 1"]]
