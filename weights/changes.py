@@ -22,6 +22,29 @@ Words = NDArray[Any]
 """Numbers as raw bits: uint32 for float32, uint16 for bfloat16."""
 
 
+_SPARSE = 0.3
+"""Of eight flags at a time: below this share of groups with one, looking into these groups is faster than looking at every flag."""
+
+
+def changed_positions(old: Words, new: Words) -> NDArray[np.int64]:
+    """Where two rows of numbers differ.
+
+    Args:
+        old: [length].
+        new: [length].
+
+    Returns:
+        [n] ascending.
+    """
+    differs = old != new
+    packed = np.packbits(differs, bitorder="little")  # so that an eighth of the flags has to be searched when few are set
+    groups = np.flatnonzero(packed != 0)
+    if len(groups) > _SPARSE * len(packed):
+        return np.flatnonzero(differs)
+    inside = np.flatnonzero(np.unpackbits(packed[groups], bitorder="little").view(np.bool_))
+    return groups[inside >> 3] * 8 + (inside & 7)
+
+
 def payload_bytes(length: int, num_changes: int, itemsize: int) -> int:
     """How large a payload is.
 

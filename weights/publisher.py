@@ -17,7 +17,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from weights.buckets import CHUNK_BYTES, WORDS, BucketLayout, Place, as_bytes, manifest_of, plan, tensor_bytes
-from weights.changes import Words, pack_changes, payload_bytes
+from weights.changes import Words, changed_positions, pack_changes, payload_bytes
 from weights.manifest import Part, WeightManifest, WeightUpdateError
 from weights.progress import WriteProgress
 from weights.source import ParameterMetadata
@@ -224,7 +224,7 @@ class _BucketWriter:
         return Part.changes, pack_changes(self._length, np.concatenate(self._positions), np.concatenate(self._values))
 
     def _replace_changed(self, old: Words, new: Words) -> None:
-        changed = np.flatnonzero(old != new)
+        changed = changed_positions(old, new)
         if not len(changed):
             return
         values = new[changed]

@@ -5,19 +5,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weights.changes import BLOCK, apply_changes, pack_changes, payload_bytes
+from weights.changes import BLOCK, apply_changes, changed_positions, pack_changes, payload_bytes
 from weights.manifest import WeightUpdateError
 
 
 def difference(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    positions = np.flatnonzero(old != new)
+    positions = changed_positions(old, new)
+    assert np.array_equal(positions, np.flatnonzero(old != new))
     return pack_changes(len(old), positions, new[positions])
 
 
 @settings(deadline=None, max_examples=60)
 @given(
     length=st.sampled_from([1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5]),
-    share=st.floats(0, 1),
+    share=st.one_of(st.floats(0, 1), st.floats(0, 0.05)),
     word=st.sampled_from([np.uint16, np.uint32]),
     seed=st.integers(0, 99),
 )
@@ -32,6 +33,14 @@ def test_applying_gives_the_new_bits(length: int, share: float, word: type, seed
     assert np.array_equal(held, new)
     apply_changes(held, payload, where="here")
     assert np.array_equal(held, new), "a retry changes nothing"
+
+
+def test_applying_tells_how_far_it_has_come() -> None:
+    old, new = np.zeros(3 * BLOCK + 5, dtype=np.uint32), np.zeros(3 * BLOCK + 5, dtype=np.uint32)
+    new[[0, BLOCK, 3 * BLOCK + 4]] = 1
+    reached: list[int] = []
+    apply_changes(old, difference(old, new), where="here", reached=reached.append)
+    assert reached == [BLOCK, 2 * BLOCK, 3 * BLOCK + 5]
 
 
 def test_the_layout_by_hand() -> None:
