@@ -23,7 +23,7 @@ WORDS: dict[str, Any] = {"float32": np.uint32, "bfloat16": np.uint16}
 """One number of each format as raw bits."""
 
 _HEADER_ALIGNMENT = 8  # so that float32 data can be viewed in place
-CHUNK_BYTES = 2**19
+CHUNK_BYTES = 2**18
 """What is copied, compared and hashed while it is in a core's cache: one trip to memory instead of three."""
 
 Payload = bytes | bytearray | memoryview | NDArray[np.uint8]

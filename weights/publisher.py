@@ -202,12 +202,12 @@ class _BucketWriter:
             raise WeightUpdateError(f"a tensor for byte {start} of a bucket came at byte {self.position}")
         for offset in range(0, data.nbytes, CHUNK_BYTES):
             chunk = data[offset : offset + CHUNK_BYTES]
-            self._hash.update(as_bytes(chunk))
             target = self._memory[self.position : self.position + chunk.nbytes]
             if compare and self._worthwhile():
                 self._replace_changed(target.view(self._word), chunk.view(self._word))
             else:
                 np.copyto(target, chunk)
+            self._hash.update(as_bytes(chunk))  # after the copy, which reads and writes memory at once; the chunk is in the cache then
             self.position += chunk.nbytes
             yield self.position
 
