@@ -246,16 +246,19 @@ async def pause(model: Path, rounds: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         publisher = WeightPublisher(source, bucket_bytes=config.weights.bucket_bytes, sends=True, root=folder)
         await engine.start()
-        series: dict[str, list[float]] = {"publish": [], "verify": [], "paused": [], "fixed sleep in vLLM's pause": []}
+        series: dict[str, list[float]] = {"publish": [], "paused": [], "of it: verify": [], "of it: vLLM's loading": []}
+        paths: tuple[str, ...] = ()
         try:
             for version in range(1, rounds + 3):
+                if paths:
+                    await engine.expect_weights(paths, version)
                 begin = time.perf_counter()
-                found = publisher.publish(version, compare=False)
+                found = await asyncio.to_thread(publisher.publish, version, compare=False)
                 assert found is not None
-                published = time.perf_counter()
+                published, paths = time.perf_counter(), found.paths
                 receipt = await engine.update_weights(StagedUpdate(paths=found.paths, manifest=found.manifest), version)
                 if version > 2:  # the first two pay for what is done once
-                    measured = (published - begin, receipt.verify_s, receipt.paused_s, 0.02)
+                    measured = (published - begin, receipt.paused_s, receipt.verify_s, receipt.load_s)
                     for values, seconds in zip(series.values(), measured, strict=True):
                         values.append(1000 * seconds)
         finally:

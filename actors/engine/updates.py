@@ -27,8 +27,9 @@ class UpdateReceipt:
 
     version: int
     checksum: str | None  # of the whole model, as its processes have computed it; None: weights that came by broadcast
-    verify_s: float  # reading all files, which the engine's process does instead of generating
+    verify_s: float  # reading what had not been read ahead, which the engine's process does instead of generating
     paused_s: float  # without a token: from the first byte verified to the resumption
+    load_s: float  # of it, vLLM's loading
 
 
 class WeightUpdater:
@@ -123,9 +124,13 @@ class WeightUpdater:
         await self._step("verify the weights", self._engine.collective_rpc("verify_weights", args=(paths, manifest)), deadline)
         verified = _now()
         await self._open(deadline)
+        opened = _now()
         await self._load({"paths": paths, "manifest": manifest}, deadline)
+        loaded = _now()
         checksum = await self._close(update.manifest.version, deadline, expected=update.manifest.checksum)
-        return UpdateReceipt(version=self.version, checksum=checksum, verify_s=verified - begin, paused_s=_now() - begin)
+        return UpdateReceipt(
+            version=self.version, checksum=checksum, verify_s=verified - begin, paused_s=_now() - begin, load_s=loaded - opened
+        )
 
     async def connect(self, init_info: dict[str, Any], timeout_s: float) -> None:
         """Meet the trainer's end of a broadcast.

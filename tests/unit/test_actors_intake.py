@@ -35,7 +35,7 @@ class FakeEngine:
         if self.refusal is not None:
             raise self.refusal
         self.taken.append(update)
-        return UpdateReceipt(version=version, checksum=update.manifest.checksum, verify_s=0.0, paused_s=0.0)
+        return UpdateReceipt(version=version, checksum=update.manifest.checksum, verify_s=0.0, paused_s=0.0, load_s=0.0)
 
 
 async def arriving(payload: Any) -> Any:
