@@ -112,7 +112,7 @@ async def a_stalled_replica(stage: Stage, caplog: pytest.LogCaptureFixture) -> N
         report = await stage.transport.deliver(2)
     assert stage.fleet.replicas == [other] and report.num_replicas == 1
     assert report.mismatch < TOLERANCE
-    assert f"{stalled.name} is out of service: waited {DEADLINE_S:g} s for {stalled.name} to take version 2" in caplog.text
+    assert f"{stalled.name} is out of service: waited {DEADLINE_S:g} s for {stalled.name} to read version 2 ahead" in caplog.text
     with pytest.raises(ReplicaLostError, match=stalled.name):
         await asyncio.wait_for(rolling, 1)
     await gone([actor, *engine])
