@@ -165,7 +165,7 @@ async def a_killed_learner(stage: Stage) -> None:
         syncing = asyncio.create_task(stage.transport.deliver(7))
         await asyncio.sleep(0.5)
         os.kill(pid, signal.SIGKILL)
-        with pytest.raises(LearnerGroupError, match=r"learner rank 0 failed to publish version 7"):
+        with pytest.raises(LearnerGroupError, match=r"learner rank 0 failed to (say how it is|publish version 7)"):
             await syncing
         # What had been put into the object store before may be there still: then it arrives whole.
         with contextlib.suppress(SenderLostError):
