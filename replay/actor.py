@@ -79,6 +79,7 @@ class ReplayActor:
         self._under_way = 0  # draws that were made, and whose rows are not in the archive yet
         self._limiter = FreshGroupLimiter(self._buffer)
         self._captured: Saved | None = None  # for a snapshot that is to be written
+        self._base_lock = asyncio.Lock()  # one base of the journal is written at a time
         self._snapshot_lock = asyncio.Lock()  # one writer at a time: they'd share the folder's temporary files
         self._started = time.monotonic()
         self._stats = self._buffer.stats()  # replaced as a whole after each change: the control thread reads this alone
@@ -240,12 +241,13 @@ class ReplayActor:
 
     async def _compact(self, replay: DurableReplay) -> None:
         try:
-            await asyncio.to_thread(replay.sync)  # nearly all of it goes to the disk before the door is shut
-            async with self._limiter.change():
-                if self._archive is not None and self._under_way:  # a base would stand for draws before the archive has what they consumed
-                    return
-                begun = await asyncio.to_thread(replay.begin_compaction)
-            await asyncio.to_thread(replay.finish_compaction, *begun)
+            async with self._base_lock:
+                await asyncio.to_thread(replay.sync)  # nearly all of it goes to the disk before the door is shut
+                async with self._limiter.change():
+                    if self._archive is not None and self._under_way:  # a base would stand for draws that the archive hasn't yet
+                        return
+                    begun = await asyncio.to_thread(replay.begin_compaction)
+                await asyncio.to_thread(replay.finish_compaction, *begun)
         except OSError as error:  # the old files stay, so nothing is lost; the next change tries again
             logger.warning("the journal could not be compacted: %s", error)
         finally:
@@ -328,7 +330,7 @@ class ReplayActor:
             folder: with a snapshot, or with a journal that no actor writes to.
             strict: False: keep what is sound of a damaged journal. A damaged snapshot is an error in any case.
         """
-        async with self._limiter.change():
+        async with self._base_lock, self._limiter.change():
             saved = await asyncio.to_thread(self._read, folder, strict)
             await asyncio.to_thread(self._replay.load, saved)
             self._stats = self._buffer.stats()

@@ -86,12 +86,12 @@ def test_a_failed_write_leaves_nothing_and_the_next_insert_goes_on(tmp_path, mon
     write = DurableReplay.write
 
     def full(replay, admitted):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(errno.EIO, "Input/output error")
 
     async def main():
         actor = start(tmp_path)
         monkeypatch.setattr(DurableReplay, "write", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match="Input/output"):
             await actor.insert(batch_of("p0"))
         monkeypatch.setattr(DurableReplay, "write", write)
         assert (await actor.insert(batch_of("p0"))).admitted == 4
@@ -118,4 +118,37 @@ def test_the_journal_is_compacted_beside_other_calls(tmp_path, monkeypatch):
     assert list(tmp_path.glob("base-*"))
     again = DurableReplay(ReplayConfig(mode=ReplayMode.prioritized, max_trajectories=16), seed=0, folder=tmp_path)
     assert again.buffer.stats()["groups_inserted"] == 60 and len(again.buffer) == 16
+    again.close()
+
+
+def test_a_restore_waits_for_the_base_that_is_being_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("replay.durable.MIN_COMPACTION_BYTES", 20_000)
+    begun, go_on, finish = threading.Event(), threading.Event(), DurableReplay.finish_compaction
+
+    def slow(replay, *arguments):
+        begun.set()
+        assert go_on.wait(30)
+        finish(replay, *arguments)
+
+    async def main():
+        other = start()
+        await other.insert(batch_of("x0", "x1", "x2"))
+        await other.snapshot(str(tmp_path / "snapshot"))
+        actor = start(tmp_path / "journal", max_trajectories=16)
+        monkeypatch.setattr(DurableReplay, "finish_compaction", slow)
+        for i in range(40):
+            await actor.insert(batch_of(f"p{i}"))
+            if await asyncio.to_thread(begun.wait, 0.05):
+                break
+        assert begun.is_set()
+        restoring = asyncio.ensure_future(actor.restore(str(tmp_path / "snapshot")))
+        await asyncio.wait_for(actor.insert(batch_of("while it waits")), 10)
+        assert not restoring.done()
+        go_on.set()
+        await restoring
+        actor._replay.close()
+
+    asyncio.run(main())
+    again = DurableReplay(ReplayConfig(mode=ReplayMode.prioritized, max_trajectories=16), seed=0, folder=tmp_path / "journal")
+    assert again.buffer.stats()["groups_inserted"] == 3 and len(again.buffer) == 12
     again.close()
