@@ -16,8 +16,6 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(
 	$(name) -c "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))" 2>/dev/null && echo $(name))))
 
 export OMP_NUM_THREADS ?= 1
-# Integration tests that run side by side; two take up to 14 GiB of memory, 0 runs one after the other.
-RUNS_AT_ONCE ?= 2
 
 .PHONY: help setup quickstart test test-examples chaos trackers recipes study-async study-rethinking check docs lock clean
 .DEFAULT_GOAL := help
@@ -32,7 +30,7 @@ quickstart: setup ## Train a tiny model with the whole system on two CPU cores
 
 test: setup check ## Check and run the tests, unit first
 	$(BIN)/python -m pytest tests/unit --numprocesses=logical --maxprocesses=8 --dist=worksteal
-	$(BIN)/python -m pytest tests/integration tests/chaos --numprocesses=$(RUNS_AT_ONCE) --dist=loadgroup
+	$(BIN)/python -m pytest tests/integration tests/chaos
 
 chaos: setup ## Kill every role of one long run again and again, count what was lost; CHAOS="--seed 2 --faults 40 --only replay"
 	$(BIN)/python -m tests.chaos $(CHAOS)
