@@ -143,12 +143,16 @@ def interrupted(command: list[str], *, when: Callable[[str], bool], timeout_s: f
     reading.start()
     try:
         deadline, seen = time.monotonic() + timeout_s, 0
-        while not when(written[seen] if seen < len(written) else ""):
-            seen = min(seen + 1, len(written))
+        while True:
+            line = written[seen] if seen < len(written) else ""
+            if when(line):
+                break
+            if line:
+                seen += 1
+                continue
             assert process.poll() is None, "".join(written)
             assert time.monotonic() < deadline, f"nothing to interrupt within {timeout_s} s: {''.join(written)}"
-            if seen == len(written):
-                time.sleep(0.02)
+            time.sleep(0.02)
         assert {"raylet", "gcs_server"} <= {role.name() for role in started.alive()}  # what must be gone later is seen now
         os.killpg(process.pid, signal.SIGINT)
         begin = time.monotonic()
