@@ -116,7 +116,7 @@ class RunControl:
         working = asyncio.ensure_future(work)
         try:
             await asyncio.wait({working, self._supervising}, return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
+            if working.done() and not (self._supervising.done() and working.exception()):  # why supervision ended comes first
                 return working.result()
             if self._controller is not None:
                 self._controller.stop(at_once=True)

@@ -79,11 +79,11 @@ class Supervisor:
                 if loop.done():
                     loop.result()
         finally:
-            self._fleet.supervised = False
             for task in (watching, scaling, *self._joining.values(), *self._retiring):
                 task.cancel()
             await asyncio.gather(watching, scaling, *self._joining.values(), *self._retiring, return_exceptions=True)
             await self.reported()
+            self._fleet.supervised = False  # last: whoever waits for a replica fails then, which must not come before the cause
 
     def scale(self, target: int) -> str:
         """Ask for another number of replicas; the loop brings it about.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 
-from cluster import supervision
+from cluster import fleet, supervision
 from cluster.deaths import Whereabouts
 from cluster.fleet import KIND, NoReplicaError, RolloutFleet
 from cluster.health import DeathReport, HealthBoard, RoleState
@@ -272,6 +272,22 @@ def test_replicas_that_never_start_use_up_the_budget(monkeypatch: pytest.MonkeyP
 
     with pytest.raises(RestartBudgetExceeded, match=r"^rollout actor 1: it did not start: no such driver \(the first of 5"):
         play(Scene(1, monkeypatch), story)
+
+
+def test_who_waits_for_a_replica_does_not_fail_before_the_cause_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def slow_report(role: str, cause: str, *_: Any, **__: Any) -> DeathReport:
+        await asyncio.sleep(0.2)
+        return DeathReport(role=role, cause=cause)
+
+    async def story(scene: Scene) -> None:
+        scene.fleet.lose(scene.fleet.replicas[0], "killed")
+        await scene.fleet.rollout([])
+
+    scene = Scene(1, monkeypatch, max_restarts=0)
+    monkeypatch.setattr(supervision, "report_death", slow_report)
+    monkeypatch.setattr(fleet, "SOMEONE_POLL_S", 0.01)
+    with pytest.raises(RestartBudgetExceeded, match=r"^rollout actor 0: killed"):
+        play(scene, story)
 
 
 def test_a_learner_that_fails_in_a_join_is_not_the_newcomer_s_fault(monkeypatch: pytest.MonkeyPatch) -> None:
