@@ -77,6 +77,7 @@ def spread(values: list[float]) -> str:
 
 
 def main() -> None:
+    """Let the chosen contestants take turns and print Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--python", action="append", default=[], help="NAME=PATH of a peer's Python")
     parser.add_argument("--only", nargs="*", default=list(NAMES))

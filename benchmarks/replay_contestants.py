@@ -22,6 +22,10 @@ WINDOW = 4  # calls under way
 CAPACITY_BYTES = 400 * 2**20
 
 
+class UnsupportedError(RuntimeError):
+    """A contestant has no such operation; the table shows a dash. Whatever else goes wrong is a failure of the benchmark."""
+
+
 def tokens_of(kib: float) -> int:
     """Tokens of an item of a size: 8 bytes each."""
     return max(1, int(kib * 1024) // 8)
@@ -170,7 +174,7 @@ class TorchRL:
     def update(self, batch: int, seconds: float) -> float:
         index, priority = self.torch.randint(0, 256, (batch,)), self.torch.rand(batch)
         if self.get(self.call("update", index, priority)) is None:
-            raise NotImplementedError
+            raise UnsupportedError("torchrl without priorities has none to update")
         return pump(lambda: self.call("update", index, priority), self.get, seconds, batch)
 
 
@@ -299,7 +303,15 @@ def insert_together(name: str, kib: float, variant: str, actor: Any, first: int,
     return sum(ray.get([writing.remote(name, kib, variant, actor, number, *arguments) for number in numbers]))
 
 
+def operation(measured: Any, verb: str) -> Callable[[int, float], float]:
+    """A contestant's operation, called with a batch size and seconds; TransferQueue, for one, has no priorities to update."""
+    if not hasattr(type(measured), verb):
+        raise UnsupportedError(f"{type(measured).__name__} has no {verb}")
+    return getattr(measured, verb)
+
+
 def main() -> None:
+    """Answer orders on standard input until it ends."""
     name, _, variant = sys.argv[1].partition(":")
     kib = float(sys.argv[2])
     in_process = variant == "local" or name == "rllib"
@@ -322,8 +334,8 @@ def main() -> None:
                 rate = insert_together(name, kib, variant, measured.actor, writers + 1, order)
                 writers += order["writers"]
             else:
-                rate = getattr(measured, order["verb"])(order["batch"], order["seconds"])
-        except (AttributeError, NotImplementedError):
+                rate = operation(measured, order["verb"])(order["batch"], order["seconds"])
+        except UnsupportedError:
             rate = None
         share = (processor_seconds() - used) / (time.perf_counter() - begin)  # of a core
         cost = None if rate is None or together else share / rate * 1e6

@@ -127,6 +127,7 @@ def plot(found: dict[int, tuple[float, float]], path: Path) -> None:
 
 
 def main() -> None:
+    """Measure by table size, print Markdown and draw the plot that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--trajectories", type=int, default=100_000)
