@@ -120,7 +120,10 @@ class RunControl:
                 return working.result()
             if self._controller is not None:
                 self._controller.stop(at_once=True)
-                await asyncio.wait({working}, timeout=LEAVE_TIMEOUT_S if self._controller.in_step else LEAVE_AT_ONCE_S)
+                if not self._controller.in_step:
+                    await asyncio.wait({working}, timeout=LEAVE_AT_ONCE_S)
+                if self._controller.in_step:  # from the beginning, or since a draw that came all the same
+                    await asyncio.wait({working}, timeout=LEAVE_TIMEOUT_S)
             self._supervising.result()
             raise RuntimeError("supervision ended before the run")
         finally:

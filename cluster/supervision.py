@@ -82,8 +82,7 @@ class Supervisor:
             for task in (watching, scaling, *self._joining.values(), *self._retiring):
                 task.cancel()
             await asyncio.gather(watching, scaling, *self._joining.values(), *self._retiring, return_exceptions=True)
-            await self.reported()
-            self._fleet.supervised = False  # last: whoever waits for a replica fails then, which must not come before the cause
+            await self.reported()  # who waits for a replica goes on waiting: its failure would end the step under way, which is to be kept
 
     def scale(self, target: int) -> str:
         """Ask for another number of replicas; the loop brings it about.

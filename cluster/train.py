@@ -259,11 +259,13 @@ class _Run:
     async def _after_step(self, step: int, metrics: dict[str, float]) -> None:
         """Report a step, and do what is due after it."""
         config = self.config
-        if config.evaluation.every_steps and step % config.evaluation.every_steps == 0 and step < config.run.num_steps:
-            await self._evaluate_once(f"after step {step}")
-            if self.questions:
-                metrics["evaluation/accuracy_lenient"] = self.evaluations[f"after step {step}"]["accuracy_lenient"]
-        self._sinks.write(step, metrics)
+        try:
+            if config.evaluation.every_steps and step % config.evaluation.every_steps == 0 and step < config.run.num_steps:
+                await self._evaluate_once(f"after step {step}")
+                if self.questions:
+                    metrics["evaluation/accuracy_lenient"] = self.evaluations[f"after step {step}"]["accuracy_lenient"]
+        finally:  # a step that was made has its row, also where nobody is left to evaluate it
+            self._sinks.write(step, metrics)
         self.control.observe(metrics)
         recent = [row["time/step_s"] for row in read_metrics(self.folder.metrics)[-10:]] or [metrics["time/step_s"]]  # a full disk has none
         self.progress.step(step, config.run.num_steps, metrics, seconds_left=(config.run.num_steps - step) * sum(recent) / len(recent))

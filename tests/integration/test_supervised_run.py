@@ -187,7 +187,7 @@ def test_it_goes_on_from_there_and_too_many_deaths_end_it_with_the_first_cause(r
     finally:
         again.process.kill()
     rows = read_metrics(again.folder / "metrics.jsonl")
-    assert (again.folder / "checkpoint" / f"step-{rows[-1]['step']:06d}").is_dir()
+    assert (again.folder / "checkpoint" / f"step-{rows[-1]['step']:06d}").is_dir(), (again.folder / "log.txt").read_text()[-6000:]
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
     groups = consumed(again.folder)
     assert len(groups) == len(set(groups)) == 8 * len(rows)

@@ -113,6 +113,31 @@ def test_when_supervision_gives_up_the_step_under_way_is_finished_and_its_reason
     asyncio.run(story())
 
 
+def test_a_step_that_begins_although_supervision_gave_up_is_finished_too(control: RunControl, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its draw was made just before it was called off."""
+    monkeypatch.setattr(run_control, "LEAVE_AT_ONCE_S", 0.05)
+
+    class LateDraw(FakeController):
+        async def run(self) -> str:
+            while not self.stops:
+                await asyncio.sleep(0.01)
+            self.in_step = True
+            await asyncio.sleep(0.3)
+            self.step, self.in_step = self.step + 1, False
+            return "done"
+
+    async def story() -> None:
+        controller, supervisor = LateDraw(), FakeSupervisor()
+        supervisor.failure = RestartBudgetExceeded("killed")
+        control.watch(controller, supervisor)  # type: ignore[arg-type]
+        with pytest.raises(RestartBudgetExceeded):
+            await control.supervised(controller.run())
+        assert controller.step == 5 and not controller.in_step
+        await control.release()
+
+    asyncio.run(story())
+
+
 def test_a_status_is_json_and_tells_of_the_learner_s_death_and_return(control: RunControl) -> None:
     async def story() -> None:
         supervisor = FakeSupervisor()

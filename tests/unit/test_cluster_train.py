@@ -1,0 +1,27 @@
+"""What belongs to a step that was made, whatever comes after it."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cluster.restarts import RestartBudgetExceeded
+from cluster.train import _Run
+from conf.schema import Config, EvaluationConfig
+
+
+def test_a_step_that_nobody_is_left_to_evaluate_has_its_row_all_the_same() -> None:
+    """It is in the checkpoint that is taken then: a run that goes on from there doesn't make it again."""
+    rows: list[tuple[int, dict[str, float]]] = []
+
+    async def nobody_answers(name: str) -> None:
+        raise RestartBudgetExceeded(f"rollout actor 0 died: nothing {name}")
+
+    sinks = SimpleNamespace(write=lambda step, metrics: rows.append((step, metrics)))
+    run: Any = SimpleNamespace(config=Config(evaluation=EvaluationConfig(every_steps=2)), _evaluate_once=nobody_answers, _sinks=sinks)
+    with pytest.raises(RestartBudgetExceeded, match="nothing after step 4"):
+        asyncio.run(_Run._after_step(run, 4, {"reward/mean": 0.5}))
+    assert rows == [(4, {"reward/mean": 0.5})]
