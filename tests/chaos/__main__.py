@@ -63,21 +63,22 @@ def done(folder: Path) -> int:
 
 
 def draw(chosen: Sequence[Fault], *, count: int, seed: int) -> list[Fault]:
-    """Each fault once, as far as the count goes, then by weight; in an order of their own.
+    """Rounds, each in an order of its own: every fault stands in every round, the cheap ones more than once, so any prefix covers the table.
 
     Args:
         chosen: rows of the table.
         count: of faults.
-        seed: of the choice.
+        seed: of the order.
 
     Returns:
-        [count] faults.
+        [count] faults; a longer series begins with the shorter ones of its seed.
     """
     rng = random.Random(seed)
-    once = rng.sample(list(chosen), min(count, len(chosen)))
-    series = once + rng.choices(list(chosen), [fault.weight for fault in chosen], k=count - len(once))
-    rng.shuffle(series)
-    return series
+    once_round = [fault for fault in chosen for _ in range(fault.times)]
+    series: list[Fault] = []
+    while once_round and len(series) < count:
+        series += rng.sample(once_round, len(once_round))
+    return series[:count]
 
 
 def inject(series: Sequence[Fault], *, folder: Path, seed: int, minutes: float = 60.0) -> Verdict:
@@ -94,7 +95,7 @@ def inject(series: Sequence[Fault], *, folder: Path, seed: int, minutes: float =
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    end, rng = time.monotonic() + 60 * minutes, random.Random(f"{seed}/hits")
+    end, rng = time.monotonic() + 60 * minutes, random.Random(f"{seed}/hits/{done(folder)}")
     cluster = PrivateCluster(num_cpus=3)  # a learner rank and two rollout actors: a third one has to go to another node
     run = ChaosRun(folder, cluster)
     try:

@@ -31,7 +31,7 @@ class Fault:
 
     name: str
     inject: Callable[[ChaosRun, random.Random], Injection]
-    weight: float  # how often it is drawn
+    times: int  # in a round of the series
     timeout_s: float
     ends_driver: bool = False
 
@@ -40,19 +40,19 @@ FAULTS: dict[str, Fault] = {}
 
 
 def fault(
-    name: str, *, weight: float = 1.0, timeout_s: float = 240.0, ends_driver: bool = False
+    name: str, *, times: int = 1, timeout_s: float = 240.0, ends_driver: bool = False
 ) -> Callable[[Callable[[ChaosRun, random.Random], Injection]], Callable[[ChaosRun, random.Random], Injection]]:
     """Enter a function into the table.
 
     Args:
         name: of the row.
-        weight: how often it is drawn.
+        times: in a round of the series: more for what costs seconds than for what costs a minute.
         timeout_s: for the run to get over it.
         ends_driver: a new driver has to be started, which the harness does.
     """
 
     def enter(inject: Callable[[ChaosRun, random.Random], Injection]) -> Callable[[ChaosRun, random.Random], Injection]:
-        FAULTS[name] = Fault(name=name, inject=inject, weight=weight, timeout_s=timeout_s, ends_driver=ends_driver)
+        FAULTS[name] = Fault(name=name, inject=inject, times=times, timeout_s=timeout_s, ends_driver=ends_driver)
         return inject
 
     return enter
@@ -80,19 +80,19 @@ def killed(run: ChaosRun, role: str, rng: random.Random) -> Injection:
     return Injection(hit=f"{role} {victim.pid}", whole=whole)
 
 
-@fault("replay actor: kill -9", weight=6)
+@fault("replay actor: kill -9", times=2)
 def replay_actor(run: ChaosRun, rng: random.Random) -> Injection:
     """Its successor reads the journal."""
     return killed(run, "replay", rng)
 
 
-@fault("learner rank: kill -9", weight=3)
+@fault("learner rank: kill -9", times=2)
 def learner_rank(run: ChaosRun, rng: random.Random) -> Injection:
     """The group is rebuilt and takes the steps since the checkpoint again."""
     return killed(run, "learner", rng)
 
 
-@fault("control store: kill -9 and started again", weight=3)
+@fault("control store: kill -9 and started again", times=2)
 def control_store(run: ChaosRun, rng: random.Random) -> Injection:
     """Actors live on without it; whoever runs the head starts it again with its own command line."""
     (store,) = run.processes("gcs")
@@ -100,7 +100,7 @@ def control_store(run: ChaosRun, rng: random.Random) -> Injection:
     return Injection(hit=f"gcs_server {store.pid}", whole=respawned.is_running)
 
 
-@fault("disk full on the run folder", weight=3)
+@fault("disk full on the run folder", times=2)
 def disk_full(run: ChaosRun, rng: random.Random) -> Injection:
     """Nothing is written for some seconds; whole when a newer checkpoint than before has been."""
     if not run.disk.limited:
@@ -114,7 +114,7 @@ def disk_full(run: ChaosRun, rng: random.Random) -> Injection:
     return Injection(hit=f"after step {run.steps_done}", whole=lambda: run.checkpoint_step > before)
 
 
-@fault("driver: kill -9, run.resume=true", weight=0.5, timeout_s=420, ends_driver=True)
+@fault("driver: kill -9, run.resume=true", timeout_s=420, ends_driver=True)
 def driver(run: ChaosRun, rng: random.Random) -> Injection:
     """Nothing of the dead one is left when the new one starts; whole when it has restored a checkpoint."""
     roles = ("replay", "learner", "rollout", "engine", "grader")

@@ -40,7 +40,7 @@ def replaced(
     return Injection(hit=what, whole=whole)
 
 
-@fault("rollout actor: kill -9", weight=2)
+@fault("rollout actor: kill -9")
 def rollout_actor(run: ChaosRun, rng: random.Random) -> Injection:
     """Its prompts are issued again once; its successor serves after a weight sync."""
     before = run.processes("rollout")
@@ -49,7 +49,7 @@ def rollout_actor(run: ChaosRun, rng: random.Random) -> Injection:
     return replaced(run, before, [victim], f"rollout {victim.pid}")
 
 
-@fault("engine process: kill -9", weight=2)
+@fault("engine process: kill -9")
 def engine(run: ChaosRun, rng: random.Random) -> Injection:
     """Its actor lives, and is replaced all the same."""
     before = run.processes("engine")
@@ -58,7 +58,7 @@ def engine(run: ChaosRun, rng: random.Random) -> Injection:
     return replaced(run, before, [victim], f"engine {victim.pid}", role="engine")
 
 
-@fault("engine process: SIGSTOP", weight=0.5)
+@fault("engine process: SIGSTOP")
 def stopped_engine(run: ChaosRun, rng: random.Random) -> Injection:
     """Nobody is dead, and nothing comes: suspected after missed heartbeats, then replaced."""
     before = run.processes("engine")
@@ -67,7 +67,7 @@ def stopped_engine(run: ChaosRun, rng: random.Random) -> Injection:
     return replaced(run, before, [victim], f"engine {victim.pid} stopped", role="engine")
 
 
-@fault("rollout actor: SIGSTOP", weight=0.5)
+@fault("rollout actor: SIGSTOP")
 def stopped_actor(run: ChaosRun, rng: random.Random) -> Injection:
     """The same for the actor's own process, which then can't even say how it is."""
     before = run.processes("rollout")
@@ -76,7 +76,7 @@ def stopped_actor(run: ChaosRun, rng: random.Random) -> Injection:
     return replaced(run, before, [victim], f"rollout {victim.pid} stopped")
 
 
-@fault("all rollout actors at once: kill -9", weight=0.3)
+@fault("all rollout actors at once: kill -9")
 def all_rollout_actors(run: ChaosRun, rng: random.Random) -> Injection:
     """Training goes on with what replay has, waits, and continues."""
     before = run.processes("rollout")
@@ -85,13 +85,13 @@ def all_rollout_actors(run: ChaosRun, rng: random.Random) -> Injection:
     return replaced(run, before, before, f"rollouts {[victim.pid for victim in before]}")
 
 
-@fault("grader process: kill -9", weight=8)
+@fault("grader process: kill -9", times=2)
 def grader(run: ChaosRun, rng: random.Random) -> Injection:
     """Its answer is graded again by its successor, or gets 0 with a reason."""
     return killed(run, "grader", rng)
 
 
-@fault("node with a rollout actor: gone", weight=0.3, timeout_s=360)
+@fault("node with a rollout actor: gone", timeout_s=360)
 def node(run: ChaosRun, rng: random.Random) -> Injection:
     """A second raylet is killed, and the third rollout actor with it; the run goes on and the actor is dropped when nobody wants it."""
     before = run.processes("rollout")
