@@ -9,6 +9,7 @@ over all of them.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import random
 import signal
@@ -22,6 +23,7 @@ from tests.chaos.accounting import Verdict, judge
 from tests.chaos.cluster import PrivateCluster
 from tests.chaos.disk import can_mount
 from tests.chaos.faults import FAULTS, STEPS_AFTER, Fault
+from tests.chaos.link import can_link
 from tests.chaos.report import table
 from tests.chaos.run import PROMPTS_PER_STEP, ChaosRun
 
@@ -46,14 +48,26 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the cluster is ended, and what was acknowledged kept
     chosen = [fault for name, fault in FAULTS.items() if not arguments.only or any(word in name for word in arguments.only)]
-    if not can_mount():
-        print("a disk that is small enough to be filled can't be mounted here: that fault is left out", file=sys.stderr)
-        chosen = [fault for fault in chosen if fault is not FAULTS["disk full on the run folder"]]
+    for name, why in impossible_here().items():
+        print(f"left out: {name}: {why}", file=sys.stderr)
+    chosen = [fault for fault in chosen if fault.name not in impossible_here()]
     series = draw(chosen, count=arguments.faults, seed=arguments.seed)[done(arguments.folder) :]
     verdict = inject(series, folder=arguments.folder, seed=arguments.seed, minutes=arguments.minutes)
     rows = [json.loads(line) for line in (arguments.folder / "faults.jsonl").read_text().splitlines()]
     print(table(rows, verdict))
     return 0 if verdict.clean and all(row["recovered"] for row in rows) else 1
+
+
+@functools.cache
+def impossible_here() -> dict[str, str]:
+    """Faults that can't be injected on this machine, and why."""
+    reasons = {}
+    if not can_mount():
+        reasons["disk full on the run folder"] = "a disk that is small enough to be filled can't be mounted here (only by root)"
+    if not can_link():
+        reasons["node with a rollout actor: network cut"] = "a network namespace can't be made here (only by root, with iproute2)"
+    assert set(reasons) <= set(FAULTS)
+    return reasons
 
 
 def done(folder: Path) -> int:
@@ -63,7 +77,7 @@ def done(folder: Path) -> int:
 
 
 def draw(chosen: Sequence[Fault], *, count: int, seed: int) -> list[Fault]:
-    """Rounds, each in an order of its own: every fault stands in every round, the cheap ones more than once, so any prefix covers the table.
+    """Rounds, each in an order of its own: every fault stands in every round, the cheap ones more often, so that any part covers the table.
 
     Args:
         chosen: rows of the table.

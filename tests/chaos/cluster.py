@@ -9,10 +9,13 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
+from ray.util import get_node_ip_address
 
+from tests.chaos.link import Link
 from tests.integration.conftest import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -51,22 +54,29 @@ class PrivateCluster:
             "--include-dashboard=false", "--object-store-memory=200000000", "--disable-usage-stats",
         )  # fmt: skip
 
-    def add_node(self, *, num_cpus: int, resources: str = "{}") -> psutil.Process:
+    def add_node(self, *, num_cpus: int, resources: str = "{}", link: Link | None = None) -> psutil.Process:
         """Start one more raylet.
 
         Args:
             num_cpus: that it declares.
             resources: further ones, as JSON.
+            link: that it is behind; None: it shares the head's network.
 
         Returns:
             The raylet.
         """
         before = {process.pid for process in self.processes()}
         self._ray(
-            "start", f"--address=127.0.0.1:{self.port}", f"--num-cpus={num_cpus}", f"--resources={resources}",
-            "--object-store-memory=80000000", "--disable-usage-stats",
+            "start", f"--address={self.address if link else '127.0.0.1'}:{self.port}", f"--num-cpus={num_cpus}", f"--resources={resources}",
+            "--object-store-memory=80000000", "--disable-usage-stats", *([f"--node-ip-address={link.address}"] if link else []),
+            prefix=link.prefix if link else [],
         )  # fmt: skip
         return next(process for process in self.processes() if process.name() == "raylet" and process.pid not in before)
+
+    @property
+    def address(self) -> str:
+        """Of the head, for other nodes: the one that Ray has chosen for it."""
+        return get_node_ip_address()
 
     def respawn(self, process: psutil.Process, *, after_s: float) -> psutil.Process:
         """Kill a daemon, and start it again as whoever watches over it does: with its own command line and environment.
@@ -109,8 +119,8 @@ class PrivateCluster:
             psutil.wait_procs(alive, timeout=2)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _ray(self, *words: str) -> None:
+    def _ray(self, *words: str, prefix: Sequence[str] = ()) -> None:
         ray = Path(sys.executable).parent / "ray"
         environment = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"}
         with (self.folder / "ray.log").open("a") as log:
-            subprocess.run([ray, *words], env=environment, stdout=log, stderr=log, timeout=START_TIMEOUT_S, check=True)
+            subprocess.run([*prefix, ray, *words], env=environment, stdout=log, stderr=log, timeout=START_TIMEOUT_S, check=True)

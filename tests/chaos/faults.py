@@ -80,19 +80,19 @@ def killed(run: ChaosRun, role: str, rng: random.Random) -> Injection:
     return Injection(hit=f"{role} {victim.pid}", whole=whole)
 
 
-@fault("replay actor: kill -9", times=2)
+@fault("replay actor: kill -9", times=3)
 def replay_actor(run: ChaosRun, rng: random.Random) -> Injection:
     """Its successor reads the journal."""
     return killed(run, "replay", rng)
 
 
-@fault("learner rank: kill -9", times=2)
+@fault("learner rank: kill -9", times=3)
 def learner_rank(run: ChaosRun, rng: random.Random) -> Injection:
     """The group is rebuilt and takes the steps since the checkpoint again."""
     return killed(run, "learner", rng)
 
 
-@fault("control store: kill -9 and started again", times=2)
+@fault("control store: kill -9 and started again", times=3)
 def control_store(run: ChaosRun, rng: random.Random) -> Injection:
     """Actors live on without it; whoever runs the head starts it again with its own command line."""
     (store,) = run.processes("gcs")
@@ -100,7 +100,7 @@ def control_store(run: ChaosRun, rng: random.Random) -> Injection:
     return Injection(hit=f"gcs_server {store.pid}", whole=respawned.is_running)
 
 
-@fault("disk full on the run folder", times=2)
+@fault("disk full on the run folder", times=3)
 def disk_full(run: ChaosRun, rng: random.Random) -> Injection:
     """Nothing is written for some seconds; whole when a newer checkpoint than before has been."""
     if not run.disk.limited:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import signal
 import subprocess
@@ -11,9 +13,11 @@ from collections.abc import Sequence
 import psutil
 
 from tests.chaos.faults import Injection, fault, killed
+from tests.chaos.link import Link
 from tests.chaos.run import ROOT, ChaosRun, kill
 
 COMMAND_TIMEOUT_S = 90
+JOINED, OUT_OF_SERVICE = " joined", "is out of service"  # as the run's log says it
 
 
 def replaced(
@@ -85,7 +89,7 @@ def all_rollout_actors(run: ChaosRun, rng: random.Random) -> Injection:
     return replaced(run, before, before, f"rollouts {[victim.pid for victim in before]}")
 
 
-@fault("grader process: kill -9", times=2)
+@fault("grader process: kill -9", times=3)
 def grader(run: ChaosRun, rng: random.Random) -> Injection:
     """Its answer is graded again by its successor, or gets 0 with a reason."""
     return killed(run, "grader", rng)
@@ -96,14 +100,44 @@ def node(run: ChaosRun, rng: random.Random) -> Injection:
     """A second raylet is killed, and the third rollout actor with it; the run goes on and the actor is dropped when nobody wants it."""
     before = run.processes("rollout")
     raylet = run.cluster.add_node(num_cpus=1)
-    scale(run, len(before) + 1)  # the head is full
-    run.wait(lambda: len(run.processes("engine")) > len(before), 180, "a rollout actor on the second node")
-    step = run.steps_done
-    run.wait(lambda: run.steps_done > step, 120, "a step with the second node")
+    grow_by_one(run, before)
     kill(raylet)
     run.wait(lambda: len(run.processes("rollout")) == len(before), 60, "the node's actor to be gone")
     scale(run, len(before))
     return replaced(run, before, [], f"node of raylet {raylet.pid}")
+
+
+@fault("node with a rollout actor: network cut", timeout_s=360)
+def cut_off_node(run: ChaosRun, rng: random.Random) -> Injection:
+    """The second raylet lives on behind a dead cable, and so does its actor: nobody is told, and what it still delivers later counts once."""
+    before = run.processes("rollout")
+    with contextlib.closing(Link(f"rc{os.getpid()}")) as link:
+        raylet = run.cluster.add_node(num_cpus=1, link=link)
+        grow_by_one(run, before)
+        lost, step = run.said(OUT_OF_SERVICE), run.steps_done
+        link.cut()
+        run.wait(lambda: run.said(OUT_OF_SERVICE) > lost, 90, "the actor behind the cable to be given up")
+        run.wait(lambda: run.steps_done > step, 120, "a step without the second node")
+        scale(run, len(before))
+        link.join()  # the actor may find its voice again, and nobody listens
+        run.wait(lambda: len(run.processes("rollout")) == len(before), 90, "the actor that was given up to be gone")
+        kill(raylet)
+    return replaced(run, before, [], f"node of raylet {raylet.pid}")
+
+
+def grow_by_one(run: ChaosRun, before: Sequence[psutil.Process]) -> None:
+    """One rollout actor more, on the second node since the head is full, and a step with it.
+
+    Args:
+        run: that is asked.
+        before: its rollout actors.
+    """
+    joined = run.said(JOINED)
+    scale(run, len(before) + 1)
+    run.wait(lambda: len(run.processes("engine")) > len(before), 180, "a rollout actor on the second node")
+    run.wait(lambda: run.said(JOINED) > joined, 120, "the second node's rollout actor to serve")
+    step = run.steps_done
+    run.wait(lambda: run.steps_done > step, 120, "a step with the second node")
 
 
 def scale(run: ChaosRun, rollouts: int) -> None:

@@ -125,6 +125,20 @@ class ChaosRun:
         except (FileNotFoundError, json.JSONDecodeError):
             return 0
 
+    def said(self, what: str) -> int:
+        """How many lines of the run's log hold some words.
+
+        Args:
+            what: the words.
+
+        Returns:
+            0 also when there is no log yet.
+        """
+        try:
+            return sum(what in line for line in (self.run_folder / "log.txt").read_text().splitlines())
+        except FileNotFoundError:
+            return 0
+
     @property
     def checkpoint_step(self) -> int:
         """Steps that the newest checkpoint has done; 0: there is none."""
