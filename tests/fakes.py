@@ -229,12 +229,16 @@ class TickingFleet:
         self.busy = BusyClock()
         self.absences = 0
         self.replicas = [object(), object()]
+        self._there = asyncio.Event()
+        self._there.set()
+        self.replay = replay
         self._replay, self._ticks, self._bad, self._lost = replay, ticks, bad, lost
         self.handed_out: list[str] = []
         self._refused: set[int] = set()
 
     async def rollout(self, requests: list[RolloutRequest]) -> RolloutReceipt:
         """As RolloutFleet's."""
+        await self.someone()
         refused = {r.group_id for r in requests if r.turn in self._bad and r.turn not in self._refused}
         self._refused |= {r.turn for r in requests if r.group_id in refused}
         before = set(self.handed_out)
@@ -249,12 +253,25 @@ class TickingFleet:
         return RolloutReceipt(delivered=delivered, bad=bad, generated_tokens=0, rethinking=RethinkingCounts(), busy_s=0.0)
 
     async def someone(self) -> None:
-        """As RolloutFleet's: others are left."""
+        """As RolloutFleet's."""
+        await self._there.wait()
+
+    def all_die(self) -> None:
+        """At once, with the groups that are under way."""
+        self.replicas, self.absences = [], self.absences + 1
+        self._there.clear()
+
+    def come_back(self) -> None:
+        """Successors are in service."""
+        self.replicas = [object(), object()]
+        self._there.set()
 
     async def _roll_out(self, request: RolloutRequest) -> None:
         versions = []
         for _ in range(self._ticks(request.turn)):
             await asyncio.sleep(0)
+            if not self.replicas:
+                raise ReplicaLostError("rollout actor 7 is out of service: it died with all others")
             versions.append(self.version)
         spans = tuple(VersionSpan(start=i, end=i + 1, version=version) for i, version in enumerate(versions))
         prompt_id, visit = request.group_id.rsplit("@", 1)

@@ -161,7 +161,7 @@ def suffer(run: ChaosRun, fault: Fault, rng: random.Random) -> dict[str, object]
         row["hit"] = injection.hit
         if fault.ends_driver:
             run.resume_driver()
-            step = run.checkpoint_step
+            step = row["step"] = run.checkpoint_step  # from here on steps are made again
         run.wait(lambda: injection.whole() and run.steps_done >= step + STEPS_AFTER, fault.timeout_s, f"recovery from {fault.name}")
     except (TimeoutError, RuntimeError, AssertionError) as failure:
         row["failure"] = str(failure)[-2000:]

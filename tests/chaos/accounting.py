@@ -93,6 +93,8 @@ class Verdict:
     waiting: int  # acknowledged, for steps to come
     lost: tuple[str, ...]  # acknowledged for a step that was done, and not consumed as they were acknowledged
     duplicated: tuple[str, ...]  # consumed more than once
+    lost_in: tuple[int, ...] = ()  # the step that each of those lost was due in
+    duplicated_in: tuple[int, ...] = ()  # the last step that consumed each of those that were consumed more than once
     problems: tuple[str, ...]  # steps that are missing, double or short
 
     @property
@@ -118,6 +120,7 @@ def judge(run_folder: Path, acknowledged: Acknowledged, *, prompts_per_step: int
     problems += [f"step {step} is missing in metrics.jsonl" for step in sorted(set(range(1, last + 1)) - set(steps))]
     times: Counter[str] = Counter()
     contents: dict[str, int] = {}
+    consumed_in: dict[str, int] = {}
     for step in range(1, last + 1):
         rows = _rows_of(run_folder / "trajectories" / f"step-{step:06d}.arrow")
         if rows is None:
@@ -126,24 +129,29 @@ def judge(run_folder: Path, acknowledged: Acknowledged, *, prompts_per_step: int
         digests = list(_digests(rows))
         times.update(trajectory_id for _, trajectory_id, _ in digests)
         contents |= {trajectory_id: digest for _, trajectory_id, digest in digests}
+        consumed_in |= {trajectory_id: step for _, trajectory_id, _ in digests}
         groups = {group_id for group_id, _, _ in digests}
         turns = {acknowledged.groups[name].turn for name in groups if name in acknowledged.groups}
         if turns != set(range((step - 1) * prompts_per_step, step * prompts_per_step)):
             problems.append(f"step {step} consumed the turns {sorted(turns)} in {len(groups)} groups")
     due = {
-        trajectory_id: digest
+        trajectory_id: (digest, group.turn // prompts_per_step + 1)
         for group in acknowledged.groups.values()
         if group.turn < last * prompts_per_step
         for trajectory_id, digest in group.contents.items()
     }
+    lost = {name: step for name, (digest, step) in due.items() if contents.get(name) != digest}
+    duplicated = {name: consumed_in[name] for name, count in times.items() if count > 1}
     total = sum(len(group.contents) for group in acknowledged.groups.values())
     return Verdict(
         steps=last,
         acknowledged=total,
         consumed=len(times),
         waiting=total - len(due),
-        lost=tuple(name for name, digest in due.items() if contents.get(name) != digest),
-        duplicated=tuple(name for name, count in times.items() if count > 1),
+        lost=tuple(lost),
+        duplicated=tuple(duplicated),
+        lost_in=tuple(lost.values()),
+        duplicated_in=tuple(duplicated.values()),
         problems=tuple(problems),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import random
 import signal
@@ -17,7 +18,7 @@ from tests.chaos.link import Link
 from tests.chaos.run import ROOT, ChaosRun, kill
 
 COMMAND_TIMEOUT_S = 90
-JOINED, OUT_OF_SERVICE = " joined", "is out of service"  # as the run's log says it
+JOINED, OUT_OF_SERVICE, NOBODY = " joined", "is out of service", "no rollout actor is in service"  # as the run's log says it
 
 
 def replaced(
@@ -82,11 +83,12 @@ def stopped_actor(run: ChaosRun, rng: random.Random) -> Injection:
 
 @fault("all rollout actors at once: kill -9")
 def all_rollout_actors(run: ChaosRun, rng: random.Random) -> Injection:
-    """Training goes on with what replay has, waits, and continues."""
-    before = run.processes("rollout")
+    """Training goes on with what replay has, waits, says so, and continues."""
+    before, said = run.processes("rollout"), run.said(NOBODY)
     for victim in before:
         kill(victim)
-    return replaced(run, before, before, f"rollouts {[victim.pid for victim in before]}")
+    injection = replaced(run, before, before, f"rollouts {[victim.pid for victim in before]}")
+    return dataclasses.replace(injection, whole=lambda: run.said(NOBODY) > said and injection.whole())
 
 
 @fault("grader process: kill -9", times=3)
@@ -109,7 +111,7 @@ def node(run: ChaosRun, rng: random.Random) -> Injection:
 
 @fault("node with a rollout actor: network cut", timeout_s=360)
 def cut_off_node(run: ChaosRun, rng: random.Random) -> Injection:
-    """The second raylet lives on behind a dead cable, and so does its actor: nobody is told, and what it still delivers later counts once."""
+    """The second raylet lives on behind a dead cable, and so does its actor; what it still delivers afterwards is not counted twice."""
     before = run.processes("rollout")
     with contextlib.closing(Link(f"rc{os.getpid()}")) as link:
         raylet = run.cluster.add_node(num_cpus=1, link=link)

@@ -46,6 +46,7 @@ def test_what_was_acknowledged_and_not_consumed_is_lost(run):
     archive.write(1, [to_record_batch(make_group("p2", rewards=[1, 0]).trajectories)])  # p3 is missing
     verdict = judge(folder, acknowledged, prompts_per_step=PER_STEP)
     assert set(verdict.lost) == {"p3@0/0", "p3@0/1"} and verdict.problems and not verdict.clean
+    assert set(verdict.lost_in) == {3 // PER_STEP + 1}
 
 
 def test_other_tokens_than_were_acknowledged_are_a_loss(run):
@@ -61,6 +62,7 @@ def test_what_two_steps_consume_is_doubled(run):
     archive.write(1, [to_record_batch([trajectory for group in groups for trajectory in group])])
     verdict = judge(folder, acknowledged, prompts_per_step=PER_STEP)
     assert set(verdict.duplicated) == {"p0@0/0", "p0@0/1"} and not verdict.clean
+    assert len(verdict.duplicated_in) == 2 and set(verdict.duplicated_in) <= set(range(1, verdict.steps + 1))
 
 
 def test_a_step_that_stands_twice_or_not_at_all_is_told(run):

@@ -1,4 +1,4 @@
-"""The series of the chaos runs: seeded, and never far from having hurt everything equally often."""
+"""The series of the chaos runs: seeded, never far from having hurt everything equally often, and told fault by fault."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import random
 from collections import Counter
 
 from tests.chaos.__main__ import draw
+from tests.chaos.accounting import Verdict
 from tests.chaos.faults import Fault, Injection
+from tests.chaos.report import by_fault, table
 from tests.chaos.run import ChaosRun
 
 
@@ -33,3 +35,18 @@ def test_rounds_and_seeds_differ_in_their_order():
     assert series[:ROUND] != series[ROUND:]
     assert series != draw(TABLE, count=2 * ROUND, seed=4)
     assert draw([], count=3, seed=3) == []
+
+
+def test_what_a_step_lost_is_told_of_the_fault_before_its_end():
+    steps = {"a": 3, "b": 7, "a driver": 5}  # the run went back from step 9 to 5 with the last one
+    rows = [{"fault": name, "step": step, "recovered": name != "b", "seconds": 2.0} for name, step in steps.items()]
+    assert by_fault(rows, [1, 3, 4, 5, 6, 8]) == {"": 2, "a": 2, "a driver": 2}
+    assert by_fault(rows[:2], [7, 8, 9]) == {"a": 1, "b": 2}
+    verdict = Verdict(
+        steps=9, acknowledged=90, consumed=88, waiting=0, lost=("x", "y"), duplicated=("z",), problems=("step 9 is short",),
+        lost_in=(4, 6), duplicated_in=(5,),
+    )  # fmt: skip
+    told = table(rows, verdict).splitlines()
+    assert "| a | 1 | 1 | 2.0 (2.0) | 1 | 1 |" in told and "| b | 1 | 0 | - | 0 | 0 |" in told
+    assert "| a driver | 1 | 1 | 2.0 (2.0) | 1 | 0 |" in told and "| all | 3 | 2 | | 2 | 1 |" in told
+    assert told[-1] == "step 9 is short"

@@ -166,6 +166,53 @@ def test_a_draw_that_found_nothing_while_nobody_sampled_is_made_again():
     assert "fresh groups" in str(failure.value.exceptions[0])
 
 
+@pytest.mark.parametrize("max_staleness", [0, 1, 2, 5])
+@pytest.mark.parametrize("mode", [ReplayMode.none, ReplayMode.fresh])
+def test_without_any_rollout_actor_steps_go_on_with_what_replay_has_and_then_wait(max_staleness: int, mode: ReplayMode):
+    """Nothing is then left over or made twice, and no step is made of older rows alone, which would age what waits past the bound."""
+    seen: dict[str, int] = {}
+
+    async def all_at_once(fleet: TickingFleet) -> None:
+        while fleet.version < 10:
+            await asyncio.sleep(0)
+        fleet.all_die()
+        for _ in range(3000):  # long enough for every step that could be made
+            await asyncio.sleep(0)
+        seen["made"], seen["ready"], seen["waiting"] = (
+            fleet.version - 10,
+            fleet.replay.buffer.ready_groups,
+            fleet.replay.limiter.num_waiting,
+        )
+        fleet.come_back()
+
+    settings = {"max_staleness": max_staleness, "ticks": lambda turn: 1, "update_ticks": 40, "mode": mode}
+    rows, consumed = run(**settings, hurt=all_at_once)
+    assert seen == {"made": max_staleness, "ready": 0, "waiting": 1}  # besides the step that was under way
+    assert max(row["staleness/max"] for row in rows) == max_staleness
+    assert all(row["rollout/groups"] == PER_STEP and row["admission/dropped_groups"] == 0 for row in rows)
+    ordinary = run(**settings)[1]
+    assert [trajectory.trajectory_id for _, trajectory in consumed] == [trajectory.trajectory_id for _, trajectory in ordinary]
+
+
+def test_groups_of_a_half_delivered_step_wait_for_the_rest_of_it():
+    """All die in the middle of the rollouts of a step: what was delivered of it is consumed with what comes later, within the bound."""
+    seen: dict[str, int] = {}
+
+    async def in_its_midst(fleet: TickingFleet) -> None:
+        while fleet.version < 10 or fleet.replay.buffer.waiting_groups % PER_STEP == 0:
+            await asyncio.sleep(0)
+        fleet.all_die()
+        for _ in range(3000):
+            await asyncio.sleep(0)
+        seen["version"], seen["waiting"] = fleet.version, fleet.replay.buffer.waiting_groups
+        fleet.come_back()
+
+    rows, consumed = run(max_staleness=1, ticks=lambda turn: 1 + 7 * (turn % 3), update_ticks=3, mode=ReplayMode.fresh, hurt=in_its_midst)
+    assert 10 <= seen["version"] <= 12 and 0 < seen["waiting"] < PER_STEP
+    assert max(row["staleness/max"] for row in rows) == 1 and all(row["admission/dropped_groups"] == 0 for row in rows)
+    assert len({trajectory.trajectory_id for _, trajectory in consumed}) == len(consumed) == 30 * PER_STEP * 2
+
+
 @pytest.mark.parametrize("in_time", [True, False])
 def test_a_stop_at_once_calls_the_draw_off_unless_it_was_made_already(monkeypatch: pytest.MonkeyPatch, in_time: bool):
     """Nobody samples for the last step: it is not waited for; a draw that was made just before is trained on, not lost."""
