@@ -31,6 +31,7 @@ from actors.worker import RolloutRequest
 from algorithms.rethinking import RethinkingCounts
 from algorithms.schema import to_record_batch
 from algorithms.types import Trajectory
+from algorithms.wire import Parcel
 from benchmarks.report import conditions
 from benchmarks.simulated_roles import (
     GROUP,
@@ -201,7 +202,7 @@ def _replay_costs() -> tuple[float, float, float]:
         batches = []
         for _ in range(calls):
             turns = {f"p{turn + i}@0": turn + i for i in range(groups)}
-            batches.append((ray.put(to_record_batch(_rows(turn, groups))), turns))
+            batches.append((ray.put(Parcel(to_record_batch(_rows(turn, groups)))), turns))
             turn += groups
         return cpu_of(lambda: [replay.insert.remote(rows, turns=turns) for rows, turns in batches]) / calls
 

@@ -53,10 +53,10 @@ class SimulatedReplay:
         self.busy_s = 0.0
         self._changed = asyncio.Event()
 
-    async def insert(self, rows: int) -> None:
-        """A group arrives."""
-        await self._serve(self._costs.insert_s + rows * self._costs.row_s)
-        self._arrived += 1
+    async def insert(self, groups: int) -> None:
+        """Groups arrive in one call."""
+        await self._serve(self._costs.insert_s + groups * GROUP * self._costs.row_s)
+        self._arrived += groups
         self._changed.set()
 
     @property
@@ -87,11 +87,29 @@ class SimulatedReplay:
         await asyncio.sleep(self._free_at - now)
 
 
+class SimulatedOutbox:
+    """An actor's way into replay: what piles up while its last insert is under way goes together, as in actors.actor.Outbox."""
+
+    def __init__(self, replay: SimulatedReplay) -> None:
+        self._replay = replay
+        self._waiting = 0
+        self._inserting = asyncio.Lock()
+
+    async def put(self) -> None:
+        """A group is finished; returns when replay has it."""
+        self._waiting += 1
+        async with self._inserting:
+            groups, self._waiting = self._waiting, 0
+            if groups:
+                await self._replay.insert(groups)
+
+
 class SimulatedFleet:
     """Engines that take time: a group is done when the longest of its responses is, and waits while all slots are taken."""
 
     def __init__(self, actors: int, replay: SimulatedReplay, costs: Costs, loop: VirtualLoop) -> None:
-        self._replay, self._costs, self._loop = replay, costs, loop
+        self._costs, self._loop = costs, loop
+        self._outboxes = [SimulatedOutbox(replay) for _ in range(actors)]
         self.busy = BusyClock()
         self.absences, self.replicas = 0, [None] * actors
         self._slots = [asyncio.Semaphore(SLOTS) for _ in range(actors)]
@@ -118,7 +136,7 @@ class SimulatedFleet:
         self._loop.excuse(time.process_time() - begin)
         async with self._slots[number]:
             await asyncio.sleep(tokens * (ITERATION_BASE_S + load * ITERATION_SHARE_S))
-        await self._replay.insert(GROUP)
+        await self._outboxes[number].put()
         self.finished += GROUP
 
 
