@@ -41,7 +41,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--faults", type=int, default=12, help="how many")
+    parser.add_argument("--faults", type=int, default=len(FAULTS), help="how many; by default each one of the table once")
     parser.add_argument("--minutes", type=float, default=60.0, help="begin no fault after so many")
     parser.add_argument("--folder", type=Path, default=Path("runs/chaos"))
     parser.add_argument("--only", nargs="*", default=[], help="rows of the table that contain one of these words")
@@ -77,7 +77,7 @@ def done(folder: Path) -> int:
 
 
 def draw(chosen: Sequence[Fault], *, count: int, seed: int) -> list[Fault]:
-    """Rounds, each in an order of its own: every fault stands in every round, the cheap ones more often, so that any part covers the table.
+    """Rounds: each has every fault once, in an order of its own, and then the cheap ones again, so that any part covers the table.
 
     Args:
         chosen: rows of the table.
@@ -88,10 +88,10 @@ def draw(chosen: Sequence[Fault], *, count: int, seed: int) -> list[Fault]:
         [count] faults; a longer series begins with the shorter ones of its seed.
     """
     rng = random.Random(seed)
-    once_round = [fault for fault in chosen for _ in range(fault.times)]
+    again = [fault for fault in chosen for _ in range(fault.times - 1)]
     series: list[Fault] = []
-    while once_round and len(series) < count:
-        series += rng.sample(once_round, len(once_round))
+    while chosen and len(series) < count:
+        series += [*rng.sample(chosen, len(chosen)), *rng.sample(again, len(again))]
     return series[:count]
 
 

@@ -24,6 +24,7 @@ def test_each_round_has_every_fault_as_often_as_it_says():
     series = draw(TABLE, count=5 * ROUND, seed=3)
     for start in range(0, len(series), ROUND):
         assert Counter(fault.name for fault in series[start : start + ROUND]) == {fault.name: fault.times for fault in TABLE}
+        assert {fault.name for fault in series[start : start + len(TABLE)]} == {fault.name for fault in TABLE}
 
 
 def test_a_longer_series_of_a_seed_begins_with_the_shorter_one():
