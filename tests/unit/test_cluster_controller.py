@@ -166,8 +166,10 @@ def test_a_draw_that_found_nothing_while_nobody_sampled_is_made_again():
     assert "fresh groups" in str(failure.value.exceptions[0])
 
 
-@pytest.mark.parametrize("max_staleness", [0, 1, 2, 5])
-@pytest.mark.parametrize("mode", [ReplayMode.none, ReplayMode.fresh])
+@pytest.mark.parametrize(
+    ("max_staleness", "mode"),
+    [(0, ReplayMode.fresh), (1, ReplayMode.none), (1, ReplayMode.fresh), (2, ReplayMode.fifo), (5, ReplayMode.fresh)],
+)
 def test_without_any_rollout_actor_steps_go_on_with_what_replay_has_and_then_wait(max_staleness: int, mode: ReplayMode):
     """Nothing is then left over or made twice, and no step is made of older rows alone, which would age what waits past the bound."""
     seen: dict[str, int] = {}
