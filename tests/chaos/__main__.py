@@ -136,8 +136,7 @@ def begin_or_go_on(run: ChaosRun) -> None:
     """Start the run, or go on with the one of an earlier series."""
     if run.checkpoint_step:
         run.load()
-        run.acknowledged.driver_resumed(run.checkpoint_step * PROMPTS_PER_STEP)
-        run.start(resume=True)
+        run.resume()
     else:
         run.start()
 

@@ -17,6 +17,7 @@ import xxhash
 
 from algorithms.schema import TRAJECTORY_SCHEMA
 from replay.journal import read_segment, segment_numbers, segment_path
+from replay.snapshot import read_snapshot
 
 CONTENT = ("trajectory_id", "response_token_ids", "behavior_logprobs", "version_spans", "reward", "advantage")
 
@@ -54,13 +55,18 @@ class Acknowledged:
                     self._accept(rows, record.meta["turns"])
             copy.unlink()
 
-    def driver_resumed(self, first_turn: int) -> None:
-        """A new driver goes on from a checkpoint: turns from there on are rolled out again, and acknowledged again.
+    def driver_resumed(self, first_turn: int, checkpoint: Path) -> None:
+        """A new driver goes on from a checkpoint: turns from there on are rolled out and acknowledged again, but for those that it holds.
 
         Args:
             first_turn: that no step of the checkpoint has consumed.
+            checkpoint: its folder, with replay's snapshot of the groups that wait.
         """
-        again = [name for name, group in self.groups.items() if group.turn >= first_turn]
+        saved = read_snapshot(checkpoint / "replay")
+        for rows in saved.waiting:
+            self._accept(rows, saved.state["turns"])
+        held = saved.state["turns"]
+        again = [name for name, group in self.groups.items() if group.turn >= first_turn and name not in held]
         self.taken_back += sum(len(self.groups.pop(name).contents) for name in again)
 
     def write(self, path: Path) -> None:

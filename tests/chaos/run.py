@@ -77,7 +77,12 @@ class ChaosRun:
         assert self._driver is not None
         self._driver.wait(timeout=30)
         self.note_acknowledged()
-        self.acknowledged.driver_resumed(self.checkpoint_step * PROMPTS_PER_STEP)
+        self.resume()
+
+    def resume(self) -> None:
+        """Start a driver that goes on from the newest checkpoint."""
+        step = self.checkpoint_step
+        self.acknowledged.driver_resumed(step * PROMPTS_PER_STEP, self.run_folder / "checkpoint" / f"step-{step:06d}")
         self.start(resume=True)
 
     def note_acknowledged(self) -> None:

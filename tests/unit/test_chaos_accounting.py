@@ -10,6 +10,7 @@ import pytest
 from algorithms.schema import to_record_batch
 from conf.schema import ReplayConfig, ReplayMode
 from replay.archive import TrajectoryArchive
+from replay.buffer import ReplayBuffer
 from replay.durable import DurableReplay
 from tests.chaos.accounting import Acknowledged, judge
 from tests.fakes import make_group
@@ -74,7 +75,21 @@ def test_a_step_that_stands_twice_or_not_at_all_is_told(run):
 
 def test_turns_that_a_resumed_driver_does_again_are_not_lost(run):
     folder, acknowledged, _ = run
-    acknowledged.driver_resumed(2)
+    ReplayBuffer(ReplayConfig(mode=ReplayMode.none), seed=0).snapshot(folder / "checkpoint" / "replay")
+    acknowledged.driver_resumed(2, folder / "checkpoint")
     assert acknowledged.taken_back == 6 and set(acknowledged.groups) == {"p0@0", "p1@0"}
     acknowledged.write(folder / "kept.json")
     assert Acknowledged.read(folder / "kept.json") == acknowledged
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_group_that_waits_in_the_checkpoint_stays_acknowledged(run, seen: bool):
+    """It is not rolled out again, so the new journal has no record of it; nor has the old one, if it was compacted in time."""
+    folder, acknowledged, _ = run
+    buffer = ReplayBuffer(ReplayConfig(mode=ReplayMode.none), seed=0)
+    buffer.insert(to_record_batch(make_group("p3", rewards=[1, 0]).trajectories), {"p3@0": 3})
+    buffer.snapshot(folder / "checkpoint" / "replay")
+    before = acknowledged.groups["p3@0"] if seen else acknowledged.groups.pop("p3@0")
+    acknowledged.driver_resumed(2, folder / "checkpoint")
+    assert set(acknowledged.groups) == {"p0@0", "p1@0", "p3@0"} and acknowledged.groups["p3@0"] == before
+    assert acknowledged.taken_back == 4
