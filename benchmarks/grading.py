@@ -4,7 +4,7 @@
 
 - mixed: what responses hold (numbers, words, letters, formulas), no two answers alike, so that the pool's cache has nothing to give
 - formulas: only answers that need math-verify, the pool's worst case
-- hung: the mixed answers with one in 100 that never ends; the ordinary ones' latencies with and without them
+- hung: the mixed answers with one in 100, and one in 20, that never ends; the same ordinary ones' latencies with and without them
 
 The peers are math-verify's parse and verify as its documentation calls them, with its own time limit, in a loop in one process, and the
 same loop in two. Rounds are interleaved, so that a machine that slows down slows all. Read the ratios.
@@ -20,7 +20,11 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
+from algorithms.types import AnswerType
 from benchmarks.report import Series, conditions, table
+from tasks.comparison import decide
+from tasks.equivalence import normalized
+from tasks.extraction import strict_answer
 from tasks.grading import GraderPool
 
 PROCESSES = 2
@@ -125,29 +129,42 @@ def throughput(name: str, make: Callable[..., list[Pair]], number: int, rounds: 
     print(f"verdicts that agree: {statistics.mean(agreed):.2%}\n")
 
 
-def hung(number: int, rounds: int) -> None:
-    """How long ordinary answers take with and without hung ones among them."""
-    rows: dict[str, list[tuple[float, float, float]]] = {"without": [], "with": []}
+def needs_a_process(pair: Pair) -> bool:
+    """Whether an answer isn't decided on the spot."""
+    response, gold = pair
+    return decide(normalized(strict_answer(response) or ""), normalized(gold), AnswerType(), form="boxed") is None
+
+
+def hung(number: int, rounds: int, every: int) -> None:
+    """How long ordinary answers take with and without hung ones among them, the same ordinary ones, one after the other in turns."""
+    kinds = ("without", "with")
+    rows: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in kinds}
+    ends: list[float] = []
+    towers = range(every, number, every)
     for seed in range(rounds):
-        for kind in rows:
+        for kind in kinds if seed % 2 else kinds[::-1]:
             pairs = mixed(number, seed=seed)
-            towers = range(100, number, 100) if kind == "with" else range(0)
             for place in towers:
                 pairs[place] = (f"\\boxed{{{place}^{{9^{{9^{{9}}}}}}}}", "3")
+            asked = [index for index in range(number) if kind == "with" or index not in towers]
             pool = fresh_pool()
             try:
-                results = asyncio.run(_grade(pool, pairs))
+                results = dict(zip(asked, asyncio.run(_grade(pool, [pairs[index] for index in asked])), strict=True))
             finally:
                 pool.close()
-            ordinary = sorted(seconds for index, (_, seconds) in enumerate(results) if index not in towers)
-            assert all(results[place][0] == "timeout" for place in towers)
-            rows[kind].append((ordinary[len(ordinary) // 2], ordinary[int(0.99 * len(ordinary))], ordinary[-1]))
-    print(f"### Ordinary answers' latency, {number} at once, with {len(range(100, number, 100))} hung ones (limit {TIMEOUT_S} s)\n")
+            ordinary = sorted(seconds for index, (_, seconds) in results.items() if index not in towers and needs_a_process(pairs[index]))
+            assert all(results[place][0] == "timeout" for place in towers if place in results)
+            ends += [results[place][1] for place in towers if place in results]
+            rows[kind].append((statistics.median(ordinary), ordinary[int(0.99 * len(ordinary))], ordinary[-1]))
+    print(f"### Latency of the formulas among {number - len(towers)} answers at once, and {len(towers)} hung ones (limit {TIMEOUT_S} s)\n")
     print("| | median | 99 % | longest |\n|---|---|---|---|")
-    for kind, values in rows.items():
-        median, high, longest = (statistics.median(column) for column in zip(*values, strict=True))
-        print(f"| {kind} hung answers | {median:.3f} s | {high:.3f} s | {longest:.3f} s |")
-    print()
+    columns = {kind: list(zip(*rows[kind], strict=True)) for kind in kinds}
+    for kind in kinds:
+        cells = (f"{statistics.median(column):.3f} s ({min(column):.3f} to {max(column):.3f})" for column in columns[kind])
+        print(f"| {kind} hung answers | {' | '.join(cells)} |")
+    pairs_of_columns = zip(columns["with"], columns["without"], strict=True)
+    ratios = (f"{statistics.median(having) / statistics.median(lacking):.2f}" for having, lacking in pairs_of_columns)
+    print(f"| ratio | {' | '.join(ratios)} |\n\nThe hung ones ended after {min(ends):.1f} to {max(ends):.1f} s, all as timeouts.\n")
 
 
 def main() -> None:
@@ -155,13 +172,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--answers", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--hung-every", type=int, nargs="+", default=[100, 20], help="one answer in so many never ends")
+    parser.add_argument("--only", choices=("throughput", "hung"), help="a part of it")
     arguments = parser.parse_args()
-    with multiprocessing.get_context("spawn").Pool(PROCESSES) as workers:
-        workers.map(verify_one, formulas(32, seed=99))  # loads it
-        in_a_loop(formulas(16, seed=98))
-        throughput("Mixed", mixed, arguments.answers, arguments.rounds, workers)
-        throughput("Formulas only", formulas, arguments.answers, arguments.rounds, workers)
-    hung(arguments.answers, arguments.rounds)
+    if arguments.only != "hung":
+        with multiprocessing.get_context("spawn").Pool(PROCESSES) as workers:
+            workers.map(verify_one, formulas(32, seed=99))  # loads it
+            in_a_loop(formulas(16, seed=98))
+            throughput("Mixed", mixed, arguments.answers, arguments.rounds, workers)
+            throughput("Formulas only", formulas, arguments.answers, arguments.rounds, workers)
+    if arguments.only != "throughput":
+        for every in arguments.hung_every:
+            hung(arguments.answers, arguments.rounds, every)
     print(conditions("python -m benchmarks.grading"))
 
 

@@ -122,8 +122,8 @@ class RewardConfig:
     extraction: Extraction = Extraction.lenient  # which answer of a response counts
     invalid_reward: float = -0.1  # no end of sequence
     grader_processes: int = 1  # per rollout actor
-    grader_timeout_s: float = 5.0  # for one answer
-    grader_memory_bytes: int = 2147483648  # of one comparison; a grader process has up to four under way when answers hang
+    grader_timeout_s: float = 5.0  # for one answer, of the time that it is let run
+    grader_memory_bytes: int = 2147483648  # of one comparison; a grader process has up to five under way when answers hang
 
 
 @dataclass(frozen=True)

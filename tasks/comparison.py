@@ -13,6 +13,7 @@ from typing import Literal
 from algorithms.types import AnswerType
 from tasks.choices import gold_index, index_in_text, letter_index, option_indices
 from tasks.equivalence import equivalent, normalized, shortcut
+from tasks.latex_grammar import use_fast_prediction
 from tasks.numbers import last_quantity, read_quantity, same_number, same_quantity
 from tasks.plugins import load_function
 
@@ -150,6 +151,7 @@ def _same_value(candidate: str, gold: str, answer_type: AnswerType) -> bool:
 def _computed(text: str) -> float | None:
     from math_verify import parse
 
+    use_fast_prediction()
     for parsed in parse(f"\\boxed{{{text}}}", parsing_timeout=None, raise_on_error=True):
         number = getattr(parsed, "rhs", parsed)  # of "x = 5"
         if getattr(number, "is_number", False) and getattr(number, "is_real", False):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
+from tasks.latex_grammar import use_fast_prediction
+
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([A-Za-z0-9 .()+-]*)\}|\$([^$]*)\$|\\\((.*)\\\)", re.DOTALL)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,6}(?:\.[0-9]{1,6})?|\.[0-9]{1,6})")  # within what math-verify's rounding can't change
 _WORDS = re.compile(r"[A-Za-z]+(?: [A-Za-z]+)*")
@@ -106,6 +108,7 @@ def equivalent(candidate: str, gold: str, *, whole_response: bool) -> bool:
 def _parse(answer: str, *, whole_response: bool) -> list:
     from math_verify import parse
 
+    use_fast_prediction()
     # Bare words would be read as products of one-letter variables: "no" would equal "on".
     text = f"\\text{{{answer}}}" if _WORDS.fullmatch(answer) and answer.lower() not in _MATH_WORDS else answer
     framed = text if whole_response and text == answer else f"\\boxed{{{text}}}"

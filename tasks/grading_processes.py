@@ -18,11 +18,13 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
-from tasks.grading_worker import LANES, MAX_MESSAGE_BYTES, PATIENCE_S
+from tasks.grading_child import MAX_MESSAGE_BYTES
+from tasks.grading_worker import MOST_GIVEN_WAY, PLACES, POSTPONED, SET_ASIDE
 
 START_TIMEOUT_S = 120.0
 _REPLY_MARGIN_S = 30.0  # the grader process keeps the time limit itself; this much later it is taken for lost
 _POLL_S = 1.0
+_AHEAD = 4  # ordinary answers that a process has at hand, so that it never waits for the next
 _PIPE_BYTES = 1 << 20  # a process's unread requests fit, so that handing one over never waits
 
 
@@ -40,6 +42,7 @@ class _Order:
     request_id: int
     future: Future[Outcome] = field(default_factory=Future)
     losses: int = 0  # processes that were lost with it
+    slow: bool = False  # postponed, to be compared where there is a place for slow ones
     sent: float = 0.0
 
 
@@ -50,8 +53,8 @@ class GraderProcesses:
         """Start the processes; they load in the background.
 
         Args:
-            processes: number of them; each compares one answer at a time and up to three slow ones beside it.
-            timeout_s: for one comparison.
+            processes: number of them; each compares one answer at a time, and a few slow ones while it has no other.
+            timeout_s: for one comparison, of the time that it is let run.
             memory_bytes: address space of one comparison.
         """
         self._settings = (timeout_s, memory_bytes)
@@ -59,6 +62,7 @@ class GraderProcesses:
         self._closed = False
         self._failure: RuntimeError | None = None
         self._waiting: deque[_Order] = deque()
+        self._postponed: deque[_Order] = deque()
         self._count = 0
         self._processes: list[_Process] = []
         self._readers: list[threading.Thread] = []
@@ -86,7 +90,7 @@ class GraderProcesses:
         with self._lock:
             self._refuse_when_over()
             self._count += 1
-            order = _Order(message=json.dumps({"id": self._count, **request}).encode(), request_id=self._count)
+            order = _Order(message=_message(self._count, request, slow=False), request_id=self._count)
             if len(order.message) > MAX_MESSAGE_BYTES:
                 order.future.set_result(Outcome("too_long", 0.0))
                 return order.future
@@ -98,8 +102,9 @@ class GraderProcesses:
         """End the processes; comparisons that still run raise. Twice is allowed."""
         with self._lock:
             self._closed = True
-            orders = [*self._waiting, *(order for process in self._processes for order in process.running.values())]
+            orders = [*self._waiting, *self._postponed, *(order for process in self._processes for order in process.running.values())]
             self._waiting.clear()
+            self._postponed.clear()
         for process in self._processes:
             process.kill()
         for reader in self._readers:
@@ -122,15 +127,17 @@ class GraderProcesses:
         self._readers[-1].start()
 
     def _dispatch(self) -> None:
-        """Send what waits to the processes with the fewest comparisons; holds the lock."""
+        """Send what waits to the processes that have the least; holds the lock."""
         while self._waiting and self._processes:
-            process = min(self._processes, key=lambda process: len(process.running))
-            if len(process.running) >= LANES:
-                return
-            order = self._waiting.popleft()
-            order.sent = time.monotonic()
-            process.running[order.request_id] = order
-            process.send(order.message)
+            process = min(self._processes, key=lambda process: process.num_ordinary)
+            if process.num_ordinary >= _AHEAD:
+                break
+            process.ask(self._waiting.popleft())
+        while self._postponed and self._processes:
+            process = min(self._processes, key=lambda process: len(process.slow))
+            if len(process.slow) >= PLACES:
+                break
+            process.ask(self._postponed.popleft())
 
     def _read(self, process: _Process) -> None:
         """Serve one process until it is gone; runs in a thread of its own."""
@@ -139,10 +146,9 @@ class GraderProcesses:
             ready = True
             if not reply:
                 continue
-            with self._lock:
-                order = process.running.pop(reply["id"])
-                self._dispatch()
-            order.future.set_result(Outcome(reply["reason"], reply["score"]))
+            order = self._settled(process, reply)
+            if order is not None:
+                order.future.set_result(Outcome(reply["reason"], reply["score"]))
         code = process.kill()
         with self._lock:
             if self._closed:
@@ -150,17 +156,18 @@ class GraderProcesses:
             self._processes.remove(process)
             lost = list(process.running.values())
             process.running.clear()
+            process.slow.clear()
             if ready:
                 self._start()
             else:
                 said = f"grader process {process.pid} wasn't ready within {START_TIMEOUT_S} s or ended at its start, exit code {code}"
                 self._failure = RuntimeError(f"{said}; see its error output")
-                lost, self._waiting = [*lost, *self._waiting], deque()
+                lost, self._waiting, self._postponed = [*lost, *self._waiting, *self._postponed], deque(), deque()
             failed = [order for order in lost if not ready or order.losses]
             for order in reversed(lost):
                 if order not in failed:  # whatever ended the process, it was more likely a neighbour; the second time it's this one
                     order.losses += 1
-                    self._waiting.appendleft(order)
+                    (self._postponed if order.slow else self._waiting).appendleft(order)
             self._dispatch()
         for order in failed:
             if self._failure is not None:
@@ -168,13 +175,35 @@ class GraderProcesses:
             else:
                 order.future.set_result(Outcome("died", 0.0))
 
+    def _settled(self, process: _Process, reply: dict[str, Any]) -> _Order | None:
+        """The order that a reply is the result of; None when it tells of a slow one."""
+        with self._lock:
+            if reply["reason"] == SET_ASIDE:
+                process.slow.add(reply["id"])
+                self._dispatch()
+                return None
+            order = process.running.pop(reply["id"])
+            process.slow.discard(reply["id"])
+            if reply["reason"] == POSTPONED:
+                if not order.slow:
+                    order.slow, order.message = True, _message(order.request_id, json.loads(order.message), slow=True)
+                self._postponed.append(order)
+            self._dispatch()
+            return None if reply["reason"] == POSTPONED else order
+
+
+def _message(request_id: int, request: dict[str, Any], *, slow: bool) -> bytes:
+    return json.dumps({**request, "id": request_id, "slow": slow}).encode()
+
 
 class _Process:
     """One grader process and the pipes to it."""
 
     def __init__(self, timeout_s: float, memory_bytes: int) -> None:
         self.running: dict[int, _Order] = {}
-        self._limit_s = timeout_s + LANES * PATIENCE_S + _REPLY_MARGIN_S
+        self.slow: set[int] = set()  # of them, set aside
+        self._limit_s = _AHEAD * timeout_s + _REPLY_MARGIN_S
+        self._slow_limit_s = MOST_GIVEN_WAY * timeout_s + _REPLY_MARGIN_S
         self._begin = time.monotonic()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tasks.grading_worker", str(timeout_s), str(memory_bytes)],
@@ -203,10 +232,19 @@ class _Process:
     def pid(self) -> int:
         return self._process.pid
 
-    def send(self, message: bytes) -> None:
-        """Hand a request over; when the process is gone, its reader is about to notice and to hand it on."""
+    @property
+    def num_ordinary(self) -> int:
+        """Comparisons it has at hand that aren't slow."""
+        return len(self.running) - len(self.slow)
+
+    def ask(self, order: _Order) -> None:
+        """Hand an order over; when the process is gone, its reader is about to notice and to hand it on."""
+        order.sent = time.monotonic()
+        self.running[order.request_id] = order
+        if order.slow:
+            self.slow.add(order.request_id)
         try:
-            self._requests.send_bytes(message)
+            self._requests.send_bytes(order.message)
         except OSError:
             return
 
@@ -214,14 +252,18 @@ class _Process:
         """The next reply, the empty one that it is ready first; None when the process is gone, or overdue."""
         try:
             while not self._replies.poll(_POLL_S):
-                now = time.monotonic()
-                overdue = any(now - order.sent > self._limit_s for order in list(self.running.values()))
-                if overdue if ready else now - self._begin > START_TIMEOUT_S:
+                if self._overdue() if ready else time.monotonic() - self._begin > START_TIMEOUT_S:
                     return None
             reply: dict[str, Any] = json.loads(self._replies.recv_bytes())
         except (EOFError, OSError, ValueError):
             return None
         return reply
+
+    def _overdue(self) -> bool:
+        now, slow = time.monotonic(), set(self.slow)
+        return any(
+            now - order.sent > (self._slow_limit_s if order.request_id in slow else self._limit_s) for order in list(self.running.values())
+        )
 
     def kill(self) -> int:
         """End it, twice is allowed; the exit code."""

@@ -1,45 +1,77 @@
-"""The process in which untrusted answers are compared; started by tasks.grading_processes, never imported by it.
+r"""The process in which untrusted answers are compared; started by tasks.grading_processes, never imported by it but for its constants.
 
-A parent process imports math-verify (and the scorers that users name) once and forks children that do the work. When an answer hangs,
-exhausts memory or crashes, only its child dies and a new one is there within milliseconds. An answer that takes long is set aside: its
-child goes on at the lowest priority until the time limit, while another child takes the next answers. Messages are JSON, so that a
+It imports math-verify (and the scorers that users name) once and forks children that do the work, one of them more than are at work, so
+that the next answer never waits for a fork. When an answer hangs, exhausts memory or crashes, only its child dies. An answer that takes
+long is set aside: the next one starts in the spare child at once, and the slow one goes on whenever this process has no ordinary answer to
+compare. When all places for slow ones are taken, it is given back to be compared again when there is one. Messages are JSON, so that a
 child can't do harm by what it answers. Must not know asyncio, rewards or responses.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import json
 import logging
 import os
-import resource
-import signal
 import sys
 import time
-from multiprocessing.connection import Connection, Pipe, wait
+from collections import defaultdict
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from algorithms.types import AnswerType
-from tasks.comparison import ScoreError, compare
+from tasks.comparison import compare
 from tasks.errors import DataError
+from tasks.grading_child import MAX_MESSAGE_BYTES, Child
 from tasks.plugins import load_function
 
-MAX_MESSAGE_BYTES = 1 << 18
-LANES = 4  # answers under way in one process; all but one of them have been set aside as slow
-PATIENCE_S = 0.2  # after which an answer is slow; ordinary ones take a few milliseconds
+PLACES = 4  # for slow answers, in one process
+MOST_GIVEN_WAY = 70  # time limits by the clock that a slow answer may take at most, while others come without a pause
+SET_ASIDE, POSTPONED = "set aside", "postponed"  # replies that are no results
+
+_PATIENCE_S = 0.03  # of a processor, after which an answer is slow; ordinary ones take some 4 ms
+_PATIENCE_BY_THE_CLOCK_S = 0.2  # for what waits for something else than a processor
+_PATIENCE_IN_USUAL_TIMES = 4.0  # for a user's scorer that always takes longer
+_PATIENCE_WITHOUT_A_PLACE = 4.0  # times as much, since what was done so far is lost then
+_USUAL_WEIGHT = 0.1  # of the newest answer in what is usual
+_QUIET_S = 0.003  # without an ordinary answer, before slow ones go on; the next one is often there at once
+_LEAST_SHARE = 0.05  # of the time, for a slow answer that has given way for a whole time limit
+_FULL_PRIORITY_SHARE = 0.2  # of its limit that a slow answer has a processor at the ordinary priority
+_SHORTEST_POLL_S = 0.002
 _IDLE_POLL_S = 5.0  # how soon an orphan notices that its owner is gone
 _ANSWERS_PER_CHILD = 5000  # the algebra system's caches grow; a new child starts with small ones
-_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
-_LOWEST_PRIORITY = 19
+_READY_CHILDREN = 2  # kept at most; one is made when there is none
+
+# What the algebra system learns from these (imports, tables of its grammar), children have from their first answer on.
+_REHEARSAL = (
+    (r"\frac{1}{2}", "0.25+0.25"),
+    (r"\frac{34}{51}", r"\frac{2}{3}"),
+    (r"3\sqrt{5}", r"\sqrt{45}"),
+    (r"\sqrt[3]{8}", "2"),
+    ("x^2+3x+2", "2+3x+x^2"),
+    ("(x+1)(x-2)", "x^2-x-2"),
+    ("y = 2x - 1", "y=2x-1"),
+    ("(1, 2)", "(1,2)"),
+    (r"(1,2)\cup[3,\infty)", r"[3,\infty)\cup(1,2)"),
+    (r"\{1, 2\}", r"\{2,1\}"),
+    ("x < 3", "x<3"),
+    (r"2\pi", r"\pi \cdot 2"),
+    (r"\sin(x)+\cos(x)", r"\cos(x)+\sin(x)"),
+    ("2^{10}", "1024"),
+    (r"\log_2 8", "3"),
+    (r"30^\circ", "30"),
+    (r"5\%", "0.05"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
+    (r"5\text{ cm}", "5"),
+)
 
 
 def main(timeout_s: float, memory_bytes: int) -> None:
     """Serve comparisons from standard input to standard output until the input ends.
 
     Args:
-        timeout_s: for one comparison.
+        timeout_s: for one comparison, of the time that it is let run.
         memory_bytes: address space of one child.
     """
     requests, replies = Connection(os.dup(0), writable=False), Connection(os.dup(1), readable=False)
@@ -47,12 +79,14 @@ def main(timeout_s: float, memory_bytes: int) -> None:
     for stream in (0, 1):
         os.dup2(nothing, stream)
     logging.disable(logging.CRITICAL)
-    compare("\\frac{1}{2}", "0.25+0.25", AnswerType(), form="boxed")  # loads the grammar before the first fork
+    for candidate, gold in _REHEARSAL:
+        compare(candidate, gold, AnswerType(), form="boxed")
+    gc.collect()
     gc.freeze()
     owner = os.getppid()
+    lanes = Lanes(requests, replies, timeout_s=timeout_s, memory_bytes=memory_bytes)
     replies.send_bytes(b"{}")
     os.dup2(nothing, 2)
-    lanes = _Lanes(requests, replies, timeout_s=timeout_s, memory_bytes=memory_bytes)
     try:
         while os.getppid() == owner:
             lanes.step()
@@ -62,15 +96,19 @@ def main(timeout_s: float, memory_bytes: int) -> None:
         lanes.close()
 
 
-class _Lanes:
-    """The children of one grader process and what they are at."""
+class Lanes:
+    """The children of one grader process: one at work on an ordinary answer, some on slow ones, and ready ones."""
 
     def __init__(self, requests: Connection, replies: Connection, *, timeout_s: float, memory_bytes: int) -> None:
         self._requests, self._replies = requests, replies
         self._timeout_s, self._memory_bytes = timeout_s, memory_bytes
-        self._idle: _Child | None = None
-        self._busy: list[_Child] = []
+        self._ordinary: Child | None = None
+        self._slow: list[Child] = []
+        self._ready: list[Child] = []
+        self._last_ordinary = 0.0
         self._scorers: set[str] = set()
+        self._usual_s: dict[str, float] = defaultdict(float)  # of a processor, by scorer; "" is the algebra system
+        self._spare()
 
     def step(self) -> None:
         """Wait for a request, a reply or a limit, and act on it.
@@ -78,57 +116,126 @@ class _Lanes:
         Raises:
             EOFError, OSError: when the owner is gone.
         """
-        takes = len(self._busy) < LANES and all(child.slow for child in self._busy)
-        sources: list[Any] = [child.pipe for child in self._busy] + ([self._requests] if takes else [])
-        limits = [child.started + (self._timeout_s if child.slow else min(PATIENCE_S, self._timeout_s)) for child in self._busy]
-        ready = wait(sources, max(0.0, min(limits) - time.monotonic()) if limits else _IDLE_POLL_S)
-        for child in [child for child in self._busy if child.pipe in ready]:
-            self._finish(child)
-        if self._requests in ready:
+        busy = self._busy()
+        sources: list[Any] = [child.pipe for child in busy]
+        if self._ordinary is None:
+            sources.append(self._requests)
+        ready = wait(sources, self._until_the_next_look())
+        for child in busy:
+            if child.pipe in ready:
+                self._finish(child)
+        if self._ordinary is None and (self._requests in ready or self._requests.poll()):
             self._take(self._requests.recv_bytes(MAX_MESSAGE_BYTES))
-        now = time.monotonic()
-        for child in list(self._busy):
-            if now - child.started >= self._timeout_s:
+        for child in self._busy():
+            if child.is_past(self._timeout_s):
                 self._drop(child, "timeout")
-            elif not child.slow and now - child.started >= PATIENCE_S:
-                child.set_aside()
+        if self._ordinary is not None and self._is_slow(self._ordinary):
+            self._set_aside(self._ordinary)
+        self._share_the_processor()
+        if not self._ready and (self._ordinary is not None or not self._requests.poll()):
+            self._spare()
 
     def close(self) -> None:
         """Kill the children."""
-        for child in (*self._busy, *([self._idle] if self._idle else [])):
+        for child in (*self._busy(), *self._ready):
             child.kill()
+
+    def _busy(self) -> list[Child]:
+        return [*([self._ordinary] if self._ordinary else []), *self._slow]
+
+    def _until_the_next_look(self) -> float:
+        """Seconds until a limit may have been passed."""
+        looks = [self._timeout_s - child.had_s() for child in self._busy() if child.had_s() < self._timeout_s]
+        if self._ordinary is not None:
+            processor_s, clock_s = self._patience(self._ordinary)
+            looks += [processor_s - self._ordinary.processor_s(), clock_s - self._ordinary.had_s()]
+        elif self._slow:
+            looks.append(max(self._last_ordinary + _QUIET_S - time.monotonic(), 0.0) or self._timeout_s / 10)
+        return max(min(looks), _SHORTEST_POLL_S) if looks else _IDLE_POLL_S
+
+    def _patience(self, child: Child) -> tuple[float, float]:
+        """Until an answer is slow: seconds of a processor, and by the clock."""
+        times = 1.0 if len(self._slow) < PLACES else _PATIENCE_WITHOUT_A_PLACE
+        processor_s = times * max(_PATIENCE_S, _PATIENCE_IN_USUAL_TIMES * self._usual_s[child.scorer])
+        return min(processor_s, self._timeout_s / 2), min(times * _PATIENCE_BY_THE_CLOCK_S + processor_s, self._timeout_s / 2)
+
+    def _is_slow(self, child: Child) -> bool:
+        processor_s, clock_s = self._patience(child)
+        return child.processor_s() >= processor_s or child.had_s() >= clock_s
+
+    def _set_aside(self, child: Child) -> None:
+        """Let the next answer go first."""
+        self._ordinary, self._last_ordinary = None, time.monotonic()
+        if len(self._slow) < PLACES:
+            child.set_aside()
+            self._slow.append(child)
+            self._reply(child.request_id, SET_ASIDE)
+        else:
+            child.kill()
+            self._reply(child.request_id, POSTPONED)
+
+    def _share_the_processor(self) -> None:
+        """Stop slow answers while there are ordinary ones, and let them go on when there are none."""
+        quiet = self._ordinary is None and time.monotonic() - self._last_ordinary >= _QUIET_S
+        for child in self._slow:
+            # where ordinary ones come without a pause, slow ones would wait for ever
+            child.let_run(quiet or child.had_s() < _LEAST_SHARE * (child.gave_way_s() - self._timeout_s))
+            if not child.lowered and child.processor_s() >= _FULL_PRIORITY_SHARE * self._timeout_s:
+                child.lower()
 
     def _take(self, message: bytes) -> None:
         request = json.loads(message)
+        if request["slow"] and len(self._slow) >= PLACES:  # one was set aside while this was on its way
+            self._reply(request["id"], POSTPONED)
+            return
         scorer = request["answer_type"]["scorer"]
         if scorer and scorer not in self._scorers:
             self._load(scorer)
-        child, self._idle = self._idle or _Child(self._memory_bytes, close=self._open_ends()), None
-        self._busy.append(child)
+        if not self._ready:
+            self._spare()
+        child = self._ready.pop()
+        if request["slow"]:
+            self._slow.append(child)
+        else:
+            self._ordinary = child
         try:
-            child.ask(request["id"], message)
+            child.ask(request, message)
         except OSError:
             self._drop(child, "died")
 
-    def _finish(self, child: _Child) -> None:
+    def _finish(self, child: Child) -> None:
         try:
-            reply = json.loads(child.pipe.recv_bytes(MAX_MESSAGE_BYTES))
+            reason, score = child.answer()
         except (EOFError, OSError):
             self._drop(child, "died")
             return
-        self._reply(child.request_id, str(reply["reason"]), float(reply["score"]))
-        self._busy.remove(child)
-        if child.slow or child.answers >= _ANSWERS_PER_CHILD or reply["reason"] == "memory" or self._idle is not None:
+        self._learn_what_is_usual(child)
+        self._reply(child.request_id, reason, score)
+        self._forget(child)
+        if child.lowered or child.answers >= _ANSWERS_PER_CHILD or reason == "memory" or len(self._ready) >= _READY_CHILDREN:
             child.kill()
         else:
-            self._idle = child
+            child.let_run(True)
+            self._ready.append(child)
 
-    def _drop(self, child: _Child, reason: str) -> None:
+    def _learn_what_is_usual(self, child: Child) -> None:
+        """Move the mean; one that took very long counts as slow and no more, so that it takes many of them to change what slow is."""
+        usual_s = self._usual_s[child.scorer]
+        taken_s = min(child.processor_s(), max(_PATIENCE_S, _PATIENCE_IN_USUAL_TIMES * usual_s))
+        self._usual_s[child.scorer] = usual_s + _USUAL_WEIGHT * (taken_s - usual_s)
+
+    def _drop(self, child: Child, reason: str) -> None:
         child.kill()
-        self._busy.remove(child)
-        self._reply(child.request_id, reason, 0.0)
+        self._forget(child)
+        self._reply(child.request_id, reason)
 
-    def _reply(self, request_id: int, reason: str, score: float) -> None:
+    def _forget(self, child: Child) -> None:
+        if child is self._ordinary:
+            self._ordinary, self._last_ordinary = None, time.monotonic()
+        else:
+            self._slow.remove(child)
+
+    def _reply(self, request_id: int, reason: str, score: float = 0.0) -> None:
         self._replies.send_bytes(json.dumps({"id": request_id, "reason": reason, "score": score}).encode())
 
     def _load(self, scorer: str) -> None:
@@ -136,75 +243,13 @@ class _Lanes:
         self._scorers.add(scorer)
         with contextlib.suppress(DataError):  # the child meets the same error, and its reply counts it
             load_function(scorer)
-        if self._idle is not None:
-            self._idle.kill()
-            self._idle = None
+        for child in self._ready:
+            child.kill()
+        self._ready.clear()
 
-    def _open_ends(self) -> list[Connection]:
-        return [self._requests, self._replies, *(child.pipe for child in self._busy)]
-
-
-class _Child:
-    """A forked process that compares until it is killed."""
-
-    def __init__(self, memory_bytes: int, *, close: list[Connection]) -> None:
-        self.pipe, theirs = Pipe()
-        self.slow = False
-        self.started = 0.0
-        self.answers = 0
-        self.request_id = -1
-        self._pid = os.fork()
-        if self._pid == 0:
-            try:
-                for connection in (self.pipe, *close):
-                    connection.close()
-                _confine(memory_bytes)
-                _compare_for_ever(theirs)
-            finally:
-                os._exit(1)
-        theirs.close()
-
-    def ask(self, request_id: int, message: bytes) -> None:
-        self.request_id, self.started = request_id, time.monotonic()
-        self.answers += 1
-        self.pipe.send_bytes(message)
-
-    def set_aside(self) -> None:
-        self.slow = True
-        os.setpriority(os.PRIO_PROCESS, self._pid, _LOWEST_PRIORITY)
-
-    def kill(self) -> None:
-        self.pipe.close()
-        os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)
-
-
-def _confine(memory_bytes: int) -> None:
-    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-
-
-def _compare_for_ever(pipe: Connection) -> None:
-    while True:
-        try:
-            request = json.loads(pipe.recv_bytes(MAX_MESSAGE_BYTES))
-        except EOFError:
-            return
-        answer_type = request["answer_type"]
-        answer_type["options"] = tuple(answer_type["options"])
-        score = 0.0
-        try:
-            score = compare(request["candidate"], request["gold"], AnswerType(**answer_type), form=request["form"])
-            reason = "equal" if score == 1.0 else "partial" if score else "different"
-        except MemoryError:
-            reason = "memory"
-        except ScoreError:
-            reason = "error:score"
-        except Exception as error:  # any error of the algebra system is this answer's own; its kind goes into the counts
-            reason = f"error:{type(error).__name__}"
-        pipe.send_bytes(json.dumps({"reason": reason, "score": score}).encode())
+    def _spare(self) -> None:
+        ends = [self._requests, self._replies, *(child.pipe for child in (*self._busy(), *self._ready))]
+        self._ready.append(Child(self._memory_bytes, close=ends))
 
 
 if __name__ == "__main__":
