@@ -118,8 +118,8 @@ class RolloutActor:
         self._version: int | None = None  # in service
 
     def __repr__(self) -> str:
-        """Name the role, the replica, its weights and its node in Ray's logs and dashboard, which ask once, at the start."""
-        return f"RolloutActor(replica={self._index}, version={self._version}, node={ray.util.get_node_ip_address()})"
+        """Name the role, the replica and its node in Ray's logs and dashboard, which ask once, at the start: nothing that changes."""
+        return f"RolloutActor(replica={self._index}, node={ray.util.get_node_ip_address()})"
 
     async def start(self, version: int) -> dict[str, Any]:
         """Start the engine and the graders.

@@ -105,6 +105,7 @@ class RoleHealth:
     reason: str = ""  # of the last change
     since: float = field(default_factory=time.time)
     restarts: int = 0
+    version: int | None = None  # of the weights it says it holds; None: it has not said, or has none
 
     @property
     def name(self) -> str:
@@ -154,11 +155,28 @@ class HealthBoard:
                 raise IllegalTransition(f"{role.name} is {role.state.value} and cannot become {state.value} ({reason})")
             before, role.state, role.reason, role.since = role.state, state, reason, time.time()
             role.restarts += state is RoleState.restarting
+            if state in (RoleState.dead, RoleState.restarting, RoleState.starting):
+                role.version = None
         level = logging.WARNING if state in (RoleState.suspect, RoleState.dead) else logging.INFO
         logger.log(level, "%s is %s%s", role.name, state.value, f": {reason}" if reason else "")
         for observer in self._observers:
             observer(role, before, state)
         return role
+
+    def holds(self, kind: str, rank: int, version: int | None) -> None:
+        """Note which weights a role says it holds; observers hear of it as of a change from its state to the same.
+
+        Args:
+            kind: of the role.
+            rank: among its kind; one that was never entered, or has left, is passed over.
+            version: policy version; None: it has none yet.
+        """
+        role = self._roles.get((kind, rank))
+        if role is None or role.version == version:
+            return
+        role.version = version
+        for observer in self._observers:
+            observer(role, role.state, role.state)
 
     def forget(self, kind: str, rank: int) -> None:
         """Drop a role that left and will not come back.

@@ -180,7 +180,7 @@ class MetricSinks:
 
 
 class StateGauges:
-    """Observer of a HealthBoard: 1 for the state that each role is in, 0 for those it was in.
+    """Observer of a HealthBoard: 1 for the state that each role is in, 0 for those it was in, and the version that it holds.
 
     Args:
         run: tag of the Ray metrics.
@@ -191,12 +191,24 @@ class StateGauges:
         self._gauge = Gauge(
             prometheus_name("role_state"), description="1 for the state that a role is in", tag_keys=("run", "role", "rank", "state")
         )
+        self._version = Gauge(
+            prometheus_name("role_version"),
+            description="policy version of the weights that a rollout actor holds, -1 for none",
+            tag_keys=("run", "role", "rank"),
+        )
+        self._held: set[tuple[str, int]] = set()  # roles that have said a version
 
     def __call__(self, role: RoleHealth, before: RoleState | None, after: RoleState | None) -> None:
         """See cluster.health.Observer."""
         for state, value in ((before, 0.0), (after, 1.0)):
             if state is not None:
                 self._gauge.set(value, tags={"run": self._run, "role": role.kind, "rank": str(role.rank), "state": state.value})
+        member = (role.kind, role.rank)
+        if role.version is not None:
+            self._held.add(member)
+        if member in self._held:
+            holds = -1 if role.version is None or after is None else role.version
+            self._version.set(holds, tags={"run": self._run, "role": role.kind, "rank": str(role.rank)})
 
 
 def prometheus_name(name: str) -> str:

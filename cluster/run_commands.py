@@ -102,11 +102,12 @@ def print_status(status: dict[str, Any], console: Console) -> None:
         f" {rollouts['leaving']} leaving",
         highlight=False,
     )
-    table = Table("role", "state", "for", "restarts", "reason")
+    table = Table("role", "state", "for", "version", "restarts", "reason")
     now = time.time()
     for role in status["roles"]:
         since = f"{now - role['since']:.0f} s"
-        table.add_row(f"{role['kind']} {role['rank']}", role["state"], since, str(role["restarts"]), role["reason"])
+        version = "" if role["version"] is None else str(role["version"])
+        table.add_row(f"{role['kind']} {role['rank']}", role["state"], since, version, str(role["restarts"]), role["reason"])
     console.print(table)
     for notice in status["notices"]:
         console.print(notice, highlight=False)

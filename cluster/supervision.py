@@ -174,6 +174,7 @@ class Supervisor:
             replica.missed = 0
             if replica.suspect:
                 self._fleet.trust(replica)
+            self._board.holds(KIND, replica.slot, said["version"])
         else:
             self._miss(replica, "its engine's process is stopped" if said["engine"] == "stopped" else "it does not answer")
 

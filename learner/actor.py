@@ -40,12 +40,11 @@ class LearnerRank:
         self._worker: LearnerWorker | None = None
         self._state = "waiting for its group"
         self._whole: Shipment | None = None  # the last version that somebody wanted whole
-        self._version: int | None = None  # published last
 
     def __repr__(self) -> str:
-        """Name the role, the rank, its weights and its node in Ray's logs and dashboard, which ask once, at the start."""
+        """Name the role, the rank and its node in Ray's logs and dashboard, which ask once, at the start: nothing that changes."""
         rank = f"{self._rank}/{self._config.learner.num_ranks}"
-        return f"LearnerRank(rank={rank}, version={self._version}, node={ray.util.get_node_ip_address()})"
+        return f"LearnerRank(rank={rank}, node={ray.util.get_node_ip_address()})"
 
     @ray.method(concurrency_group="control")
     def meeting_point(self) -> tuple[str, int]:
@@ -91,7 +90,6 @@ class LearnerRank:
         """
         self._whole = None
         publication = self._ready().publish(version, compare=compare)
-        self._version = version
         if publication is None:
             return None
         return Shipment(

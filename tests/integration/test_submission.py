@@ -132,20 +132,25 @@ def test_actors_say_who_they_are_and_where(job: Job) -> None:
     actors = job.head.get("/logical/actors")["data"]["actors"].values()
     names = {actor["reprName"] for actor in actors if actor["state"] == "ALIVE"}
     node = job.head.node
-    wanted = {f"RolloutActor(replica=0, version=None, node={node})", f"LearnerRank(rank=0/1, version=None, node={node})"}
+    wanted = {f"RolloutActor(replica=0, node={node})", f"LearnerRank(rank=0/1, node={node})"}
     assert names >= wanted | {f"ReplayActor(mode=episode, node={node})"}, names
 
 
-def test_the_engines_own_metrics_are_on_ray_s_endpoint(job: Job) -> None:
-    def tokens() -> list[str]:
-        with urllib.request.urlopen(f"http://{job.head.node}:{job.head.metrics_port}/metrics", timeout=10) as page:
-            lines = page.read().decode().splitlines()
-        return [
-            line for line in lines if line.startswith("ray_vllm_generation_tokens_total{") and 'model_name="submitted/rollout-0"' in line
-        ]
+def on_the_endpoint(job: Job, metric: str, *labels: str) -> list[float]:
+    with urllib.request.urlopen(f"http://{job.head.node}:{job.head.metrics_port}/metrics", timeout=10) as page:
+        lines = page.read().decode().splitlines()
+    return [float(line.split()[-1]) for line in lines if line.startswith(f"{metric}{{") and all(label in line for label in labels)]
 
-    (line,) = job.until("vLLM's count of generated tokens", tokens)
-    assert float(line.split()[-1]) > 0
+
+def test_the_engines_own_metrics_are_on_ray_s_endpoint(job: Job) -> None:
+    labels = ("ray_vllm_generation_tokens_total", 'model_name="submitted/rollout-0"')
+    (tokens,) = job.until("vLLM's count of generated tokens", lambda: on_the_endpoint(job, *labels))
+    assert tokens > 0
+
+
+def test_the_version_that_an_actor_holds_is_on_ray_s_endpoint(job: Job) -> None:
+    labels = ("ray_rethinker_role_version", 'run="submitted"', 'role="rollout"', 'rank="0"')
+    job.until("a version made by a step", lambda: [version for version in on_the_endpoint(job, *labels) if version >= 1])
 
 
 @pytest.mark.skipif(PROMETHEUS is None, reason="no prometheus on this machine (Debian's package prometheus)")

@@ -158,7 +158,7 @@ def test_the_last_lines_are_those_of_the_stream_that_was_written_last(tmp_path):
 STATUS = {
     "run": "mine", "phase": "training", "step": 3, "num_steps": 9, "age_s": 12.0,
     "rollouts": {"in_service": 1, "target": 2, "starting": 1, "leaving": 0},
-    "roles": [{"kind": "rollout", "rank": 0, "state": "suspect", "since": 0.0, "restarts": 4, "reason": "3 heartbeats"}],
+    "roles": [{"kind": "rollout", "rank": 0, "state": "suspect", "since": 0.0, "version": 7, "restarts": 4, "reason": "3 heartbeats"}],
     "notices": ["rollout 1: 1 x 8 GPUs wanted; free are 10.0.0.1: nothing"],
     "deaths": [{"role": "rollout actor 7", "cause": "killed", "time": 0.0}],
 }  # fmt: skip

@@ -47,6 +47,19 @@ def test_the_board_tells_observers_and_log_of_each_change_once(caplog: pytest.Lo
     assert board.as_list() == [] and board.state_of("rollout", 1) is None
 
 
+def test_the_board_tells_which_weights_a_role_holds_until_it_dies():
+    seen = []
+    board = HealthBoard(lambda role, before, after: seen.append((role.version, before, after)))
+    board.holds("rollout", 0, 1)  # nobody knows it
+    board.enter("rollout", 0, S.healthy)
+    for version in (None, 3, 3, 4):
+        board.holds("rollout", 0, version)
+    assert seen[1:] == [(3, S.healthy, S.healthy), (4, S.healthy, S.healthy)]
+    assert board.as_list()[0]["version"] == 4
+    board.enter("rollout", 0, S.dead)
+    assert board.as_list()[0]["version"] is None and seen[-1] == (None, S.healthy, S.dead)
+
+
 def test_a_death_report_says_who_where_why_and_the_last_words():
     death = DeathReport(role="rollout actor 1", cause="killed by SIGKILL", node="10.0.0.7", pid=42, last_log_lines=("a", "b"), time=1.0)
     assert death.headline() == "rollout actor 1 (pid 42 on 10.0.0.7) died: killed by SIGKILL"

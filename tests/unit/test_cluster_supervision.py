@@ -37,17 +37,18 @@ class FakeActor:
 
     def __init__(self) -> None:
         self.engine = "running"
+        self.version = 0
         self.silent = False
         self.dead = False
         self.closed = False
         self.health, self.close, self.rollout = Answer(self._health), Answer(self._close), Answer(self._rollout)
 
-    async def _health(self) -> dict[str, str]:
+    async def _health(self) -> dict[str, Any]:
         if self.dead:
             raise ActorDiedError
         if self.silent:
             await asyncio.sleep(3600)
-        return {"engine": self.engine}
+        return {"engine": self.engine, "version": self.version}
 
     async def _rollout(self, requests: list[Any]) -> list[Any]:
         await asyncio.sleep(0.2)
@@ -142,6 +143,15 @@ def play(scene: Scene, story: Callable[[Scene], Any]) -> None:
         await asyncio.gather(supervising, return_exceptions=True)
 
     asyncio.run(asyncio.wait_for(run(), 20))
+
+
+def test_the_board_has_the_version_that_each_replica_says_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(scene: Scene) -> None:
+        first, second = scene.fleet.replicas
+        first.actor.version, second.actor.version = 5, 4
+        await scene.until(lambda: [role.version for role in scene.board.of(KIND)] == [5, 4])
+
+    play(Scene(2, monkeypatch), story)
 
 
 def test_a_dead_actor_is_replaced_in_its_slot_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
