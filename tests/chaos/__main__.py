@@ -157,7 +157,7 @@ def suffer(run: ChaosRun, fault: Fault, rng: random.Random) -> dict[str, object]
     row: dict[str, object] = {"fault": fault.name, "step": step, "recovered": False, "seconds": None, "hit": ""}
     try:
         injection = fault.inject(run, rng)
-        row["hit"] = injection.hit
+        row["hit"], begin = injection.hit, injection.hit_at or begin
         if fault.ends_driver:
             run.resume_driver()
             step = row["step"] = run.checkpoint_step  # from here on steps are made again

@@ -23,6 +23,7 @@ class Injection:
 
     hit: str  # what it hit, for the log
     whole: Callable[[], bool]  # whether what was hit is there again
+    hit_at: float | None = None  # on the monotonic clock; None: when the injection began
 
 
 @dataclass(frozen=True, kw_only=True)

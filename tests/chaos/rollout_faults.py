@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 
 import psutil
@@ -24,7 +25,7 @@ JOINED, OUT_OF_SERVICE, NOBODY = " joined", "is out of service", "no rollout act
 def replaced(
     run: ChaosRun, before: Sequence[psutil.Process], gone: Sequence[psutil.Process], what: str, role: str = "rollout"
 ) -> Injection:
-    """Whole when as many of a role are there as before, without those that were hit, and each rollout actor has an engine.
+    """Whole when as many of a role are there as before, without those that were hit, and a successor of each serves.
 
     Args:
         run: that was hurt.
@@ -36,11 +37,12 @@ def replaced(
     Returns:
         The injection.
     """
+    joined = run.said(JOINED)
 
     def whole() -> bool:
         now = run.processes(role)
         others = len(now) >= len(before) and not {process.pid for process in now} & {process.pid for process in gone}
-        return others and len(run.processes("engine")) >= len(run.processes("rollout"))
+        return others and run.said(JOINED) >= joined + len(gone)
 
     return Injection(hit=what, whole=whole)
 
@@ -103,10 +105,11 @@ def node(run: ChaosRun, rng: random.Random) -> Injection:
     before = run.processes("rollout")
     raylet = run.cluster.add_node(num_cpus=1)
     grow_by_one(run, before)
+    hit_at = time.monotonic()
     kill(raylet)
     run.wait(lambda: len(run.processes("rollout")) == len(before), 60, "the node's actor to be gone")
     scale(run, len(before))
-    return replaced(run, before, [], f"node of raylet {raylet.pid}")
+    return dataclasses.replace(replaced(run, before, [], f"node of raylet {raylet.pid}"), hit_at=hit_at)
 
 
 @fault("node with a rollout actor: network cut", timeout_s=360)
@@ -117,6 +120,7 @@ def cut_off_node(run: ChaosRun, rng: random.Random) -> Injection:
         raylet = run.cluster.add_node(num_cpus=1, link=link)
         grow_by_one(run, before)
         lost, step = run.said(OUT_OF_SERVICE), run.steps_done
+        hit_at = time.monotonic()
         link.cut()
         run.wait(lambda: run.said(OUT_OF_SERVICE) > lost, 90, "the actor behind the cable to be given up")
         run.wait(lambda: run.steps_done > step, 120, "a step without the second node")
@@ -124,7 +128,7 @@ def cut_off_node(run: ChaosRun, rng: random.Random) -> Injection:
         link.join()  # the actor may find its voice again, and nobody listens
         run.wait(lambda: len(run.processes("rollout")) == len(before), 90, "the actor that was given up to be gone")
         kill(raylet)
-    return replaced(run, before, [], f"node of raylet {raylet.pid}")
+    return dataclasses.replace(replaced(run, before, [], f"node of raylet {raylet.pid}"), hit_at=hit_at)
 
 
 def grow_by_one(run: ChaosRun, before: Sequence[psutil.Process]) -> None:

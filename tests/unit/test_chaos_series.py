@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 from tests.chaos.__main__ import draw
 from tests.chaos.accounting import Verdict
 from tests.chaos.faults import Fault, Injection
 from tests.chaos.report import by_fault, table
+from tests.chaos.rollout_faults import replaced
 from tests.chaos.run import ChaosRun
 
 
@@ -51,3 +53,29 @@ def test_what_a_step_lost_is_told_of_the_fault_before_its_end():
     assert "| a | 1 | 1 | 2.0 (2.0) | 1 | 1 |" in told and "| b | 1 | 0 | - | 0 | 0 |" in told
     assert "| a driver | 1 | 1 | 2.0 (2.0) | 1 | 0 |" in told and "| all | 3 | 2 | | 2 | 1 |" in told
     assert told[-1] == "step 9 is short"
+
+
+class QuietRun:
+    """A run as far as a fault looks at it: processes by role, and the lines of its log."""
+
+    def __init__(self, **roles: list[int]) -> None:
+        self.roles, self.log = roles, ["rollout actor 0 joined"]
+
+    def processes(self, role: str) -> list[SimpleNamespace]:
+        return [SimpleNamespace(pid=pid) for pid in self.roles[role]]
+
+    def said(self, what: str) -> int:
+        return sum(what in line for line in self.log)
+
+
+def test_a_rollout_actor_is_got_over_only_when_its_successor_serves():
+    run = QuietRun(rollout=[1, 2])
+    before = run.processes("rollout")
+    injection = replaced(run, before, before[:1], "rollout 1")  # type: ignore[arg-type]
+    assert injection.hit == "rollout 1" and not injection.whole()
+    run.roles["rollout"] = [2, 3]
+    assert not injection.whole(), "it has started, and has not joined"
+    run.log.append("rollout 0 is healthy: rollout actor 2 joined")
+    assert injection.whole()
+    run.roles["rollout"] = [1, 2]
+    assert not injection.whole(), "the one that was hit is still there"
