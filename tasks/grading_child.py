@@ -41,7 +41,6 @@ class Child:
         self.pipe, theirs = Pipe()
         self.request_id = -1
         self.scorer = ""
-        self.slow = False  # set aside
         self.lowered = False
         self.answers = 0
         self._started = self._gave_way_s = self._processor_before_s = self._waited_before_s = 0.0
@@ -68,10 +67,8 @@ class Child:
             OSError: when the process is gone.
         """
         self.request_id, self.scorer = request["id"], request["answer_type"]["scorer"]
-        self._started, self._gave_way_s, self._processor_before_s = time.monotonic(), 0.0, self._processor_clock_s()
-        self.slow = False
-        if request["slow"]:
-            self.set_aside()
+        self._started, self._gave_way_s = time.monotonic(), 0.0
+        self._processor_before_s, self._waited_before_s = self._processor_clock_s(), self._waited_s()
         self.answers += 1
         self.pipe.send_bytes(message)
 
@@ -84,17 +81,14 @@ class Child:
         reply = json.loads(self.pipe.recv_bytes(MAX_MESSAGE_BYTES))
         return str(reply["reason"]), float(reply["score"])
 
-    def set_aside(self) -> None:
-        """Count its waiting for a processor from now on."""
-        self.slow, self._waited_before_s = True, self._waited_s()
-
     def is_past(self, limit_s: float) -> bool:
-        """Whether it has had its time, in which waiting for a processor counts up to twice that only."""
+        """Whether it has had its time, in which waiting for a processor isn't counted, up to some limits by the clock."""
         had_s = self.had_s()
-        if had_s < limit_s:
-            return False
-        waited_s = self._waited_s() - self._waited_before_s if self.slow else 0.0
-        return had_s - waited_s >= limit_s or had_s >= MOST_WAITING * limit_s
+        return had_s >= limit_s and (had_s >= MOST_WAITING * limit_s or self.used_s() >= limit_s)
+
+    def used_s(self) -> float:
+        """Of the time that it was let run, what it had a processor or waited for something else than one."""
+        return self.had_s() - (self._waited_s() - self._waited_before_s)
 
     def had_s(self) -> float:
         """Time by the clock that this comparison was let run."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
-from tasks.grading_child import MAX_MESSAGE_BYTES
+from tasks.grading_child import MAX_MESSAGE_BYTES, MOST_WAITING
 from tasks.grading_worker import MOST_GIVEN_WAY, PLACES, POSTPONED, SET_ASIDE
 
 START_TIMEOUT_S = 120.0
@@ -202,7 +202,7 @@ class _Process:
     def __init__(self, timeout_s: float, memory_bytes: int) -> None:
         self.running: dict[int, _Order] = {}
         self.slow: set[int] = set()  # of them, set aside
-        self._limit_s = _AHEAD * timeout_s + _REPLY_MARGIN_S
+        self._limit_s = _AHEAD * MOST_WAITING * timeout_s + _REPLY_MARGIN_S
         self._slow_limit_s = MOST_GIVEN_WAY * timeout_s + _REPLY_MARGIN_S
         self._begin = time.monotonic()
         self._process = subprocess.Popen(

@@ -31,7 +31,7 @@ MOST_GIVEN_WAY = 70  # time limits by the clock that a slow answer may take at m
 SET_ASIDE, POSTPONED = "set aside", "postponed"  # replies that are no results
 
 _PATIENCE_S = 0.03  # of a processor, after which an answer is slow; ordinary ones take some 4 ms
-_PATIENCE_BY_THE_CLOCK_S = 0.2  # for what waits for something else than a processor
+_PATIENCE_IDLE_S = 0.2  # more, for what waits for something else than a processor
 _PATIENCE_IN_USUAL_TIMES = 4.0  # for a user's scorer that always takes longer
 _PATIENCE_WITHOUT_A_PLACE = 4.0  # times as much, since what was done so far is lost then
 _USUAL_WEIGHT = 0.1  # of the newest answer in what is usual
@@ -147,27 +147,26 @@ class Lanes:
         """Seconds until a limit may have been passed."""
         looks = [self._timeout_s - child.had_s() for child in self._busy() if child.had_s() < self._timeout_s]
         if self._ordinary is not None:
-            processor_s, clock_s = self._patience(self._ordinary)
-            looks += [processor_s - self._ordinary.processor_s(), clock_s - self._ordinary.had_s()]
+            processor_s, idle_s = self._patience(self._ordinary)
+            looks += [processor_s - self._ordinary.processor_s(), idle_s - self._ordinary.used_s()]
         elif self._slow:
             looks.append(max(self._last_ordinary + _QUIET_S - time.monotonic(), 0.0) or self._timeout_s / 10)
         return max(min(looks), _SHORTEST_POLL_S) if looks else _IDLE_POLL_S
 
     def _patience(self, child: Child) -> tuple[float, float]:
-        """Until an answer is slow: seconds of a processor, and by the clock."""
+        """Until an answer is slow: seconds of a processor, and of those together with waiting for anything but a processor."""
         times = 1.0 if len(self._slow) < PLACES else _PATIENCE_WITHOUT_A_PLACE
         processor_s = times * max(_PATIENCE_S, _PATIENCE_IN_USUAL_TIMES * self._usual_s[child.scorer])
-        return min(processor_s, self._timeout_s / 2), min(times * _PATIENCE_BY_THE_CLOCK_S + processor_s, self._timeout_s / 2)
+        return min(processor_s, self._timeout_s / 2), min(times * _PATIENCE_IDLE_S + processor_s, self._timeout_s / 2)
 
     def _is_slow(self, child: Child) -> bool:
-        processor_s, clock_s = self._patience(child)
-        return child.processor_s() >= processor_s or child.had_s() >= clock_s
+        processor_s, idle_s = self._patience(child)
+        return child.processor_s() >= processor_s or child.used_s() >= idle_s
 
     def _set_aside(self, child: Child) -> None:
         """Let the next answer go first."""
         self._ordinary, self._last_ordinary = None, time.monotonic()
         if len(self._slow) < PLACES:
-            child.set_aside()
             self._slow.append(child)
             self._reply(child.request_id, SET_ASIDE)
         else:
