@@ -177,8 +177,8 @@ class Lanes:
         """Stop slow answers while there are ordinary ones, and let them go on when there are none."""
         quiet = self._ordinary is None and time.monotonic() - self._last_ordinary >= _QUIET_S
         for child in self._slow:
-            # where ordinary ones come without a pause, slow ones would wait for ever
-            child.let_run(quiet or child.had_s() < _LEAST_SHARE * (child.gave_way_s() - self._timeout_s))
+            # Where ordinary ones come without a pause, slow ones would wait for ever. What they can't use on a busy machine is no share.
+            child.let_run(quiet or child.used_s() < _LEAST_SHARE * (child.gave_way_s() - self._timeout_s))
             if not child.lowered and child.processor_s() >= _FULL_PRIORITY_SHARE * self._timeout_s:
                 child.lower()
 

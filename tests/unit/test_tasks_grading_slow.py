@@ -1,10 +1,12 @@
 """Answers that take long: they hold up nobody, and are not lost for it. What ends here ends because a file appears, not at some time."""
 
 import asyncio
+import dataclasses
 import json
 import os
 import signal
 import time
+from multiprocessing.connection import Pipe
 from pathlib import Path
 
 import psutil
@@ -13,7 +15,7 @@ import pytest
 from algorithms.types import AnswerType
 from tasks.grading import GraderPool
 from tasks.grading_child import Child
-from tasks.grading_worker import PLACES
+from tasks.grading_worker import PLACES, Lanes
 
 DEADLINE_S = 100.0
 QUICK = AnswerType(kind="scored", scorer=f"{__name__}.quick")
@@ -107,37 +109,40 @@ def test_slow_answers_outlive_their_process(pool, tmp_path):
     assert {grade.reason for grade in asyncio.run(run())} == {"equal"}
 
 
+def request(number, answer_type, **values):
+    asked = {"id": number, "slow": False, "candidate": "x", "gold": "x", "form": "boxed", "answer_type": dataclasses.asdict(answer_type)}
+    return asked | values
+
+
 def test_a_slow_answer_neither_starves_nor_times_out_while_others_come_without_a_pause():
-    limit_s = 0.6
-
-    async def run(pool):
-        needs = AnswerType(kind="scored", scorer=f"{__name__}.busy_for", data=str(limit_s / 6))
-        slow = asyncio.create_task(pool.grade("\\boxed{slow}", "x", needs))
-        answered = 0
-
-        async def stream(name):
-            nonlocal answered
-            while not slow.done():
-                answered += (await pool.grade(f"\\boxed{{{name} {answered}}}", "x", QUICK)).strict
-
-        await asyncio.wait_for(asyncio.gather(*(stream(name) for name in range(8))), DEADLINE_S)
-        return await slow, answered
-
-    pool = GraderPool(processes=1, timeout_s=limit_s, memory_bytes=2 << 30)
+    limit_s, needs_s = 1.0, 0.05
+    (asked, requests), (replies, told) = Pipe(duplex=False), Pipe(duplex=False)
+    lanes = Lanes(asked, told, timeout_s=limit_s, memory_bytes=2 << 30)
+    reasons = {}
     try:
-        grade, answered = asyncio.run(run(pool))
+        scorer = AnswerType(kind="scored", scorer=f"{__name__}.busy_for", data=str(needs_s))
+        requests.send_bytes(json.dumps(request(0, scorer, slow=True)).encode())
+        number, begin = 0, time.monotonic()
+        while 0 not in reasons:
+            assert time.monotonic() - begin < DEADLINE_S
+            while number - len(reasons) < 5:  # the next one is always there already
+                number += 1
+                requests.send_bytes(json.dumps(request(number, QUICK)).encode())
+            lanes.step()
+            while replies.poll():
+                reply = json.loads(replies.recv_bytes())
+                reasons[reply["id"]] = reply["reason"]
     finally:
-        pool.close()
-    assert grade.reason == "equal" and answered > 20
+        lanes.close()
+    assert set(reasons.values()) == {"equal"}
 
 
 def test_time_in_which_an_answer_gives_way_is_not_counted(tmp_path):
-    answer_type = {"kind": "scored", "options": (), "scorer": f"{__name__}.busy_until_there_is", "data": json.dumps(str(tmp_path / "now"))}
-    request = {"id": 1, "slow": False, "candidate": "x", "gold": "x", "form": "boxed", "answer_type": answer_type}
+    message = request(1, waiting_for(tmp_path / "now"))
     child = Child(2 << 30, close=[])
     try:
         (process,) = (found for found in psutil.Process().children() if found.pid == child._pid)
-        child.ask(request, json.dumps(request).encode())
+        child.ask(message, json.dumps(message).encode())
         asyncio.run(until(lambda: child.processor_s() > 0.02))
         child.let_run(False)
         asyncio.run(until(lambda: process.status() == psutil.STATUS_STOPPED))
