@@ -52,17 +52,21 @@ def test_each_is_wrong_with_a_counted_reason(pool, kind):
             return await pool.grade(response, GOLDS[kind], KINDS[kind]), time.perf_counter() - start
 
         results = await asyncio.gather(*(one(response) for response in (RESPONSES[name] for name in names)))
+        counted = Counter(pool.counts) - before
         # whatever they did to the processes, right answers are still right
-        after = await pool.grade_many([neighbours[kind == "choice"]] * 4, [GOLDS[kind]] * 4, KINDS[kind])
-        return results, after, Counter(pool.counts) - before
+        for _ in range(10):  # on a machine that does much else, they may pass a limit that is as short as this one
+            after = await pool.grade_many([neighbours[kind == "choice"]] * 4, [GOLDS[kind]] * 4, KINDS[kind])
+            if all(grade.reason != "timeout" for grade in after):
+                break
+        return results, after, counted
 
     results, after, counted = asyncio.run(run())
     grades = dict(zip(names, (grade for grade, _ in results), strict=True))
     for name, grade in grades.items():
         assert not grade.lenient and not grade.strict, name
         assert grade.reason in REASONS | {"partial"} or grade.reason.startswith("error:"), (name, grade.reason)
-    assert counted.total() == len(names) + 4
-    assert kind == "scored" or all(grade.strict for grade in after)
+    assert counted.total() == len(names)
+    assert kind == "scored" or all(grade.strict for grade in after), after
     assert kind != "free" or counted["timeout"] >= 20  # else the list has lost its teeth
 
 
