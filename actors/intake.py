@@ -8,13 +8,16 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import ray
 
 from actors.engine import RolloutEngine
 from weights.manifest import SenderLostError, Shipment, WeightUpdateError
-from weights.mirror import WeightMirror
 from weights.staging import StagedUpdate, StagingArea, shared_memory_root
+
+if TYPE_CHECKING:
+    from weights.mirror import WeightMirror
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +112,8 @@ class WeightIntake:
             raise SenderLostError(f"version {shipment.manifest.version} did not reach {self._name}: {reason}") from error
         payloads = [None if payload is None else next(fetched) for payload in shipment.payloads]
         if self._area is None or self._mirror is None:
+            from weights.mirror import WeightMirror  # imports torch, which the controller, who knows receipts, has no use for
+
             self._area = StagingArea(str(shared_memory_root(shipment.manifest.nbytes)))
             self._mirror = WeightMirror(self._area)
         if self._mirror.paths:

@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
 from actors.responses import Response, Scored
 from algorithms.rethinking import PAPER_CODE, Decision, FirstResponse, Recipe, Trigger, cut_before_answer, decide
 from algorithms.types import Segment, VersionSpan
 from conf.schema import RethinkingConfig, RethinkingVariant
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CATEGORIES = ("self_verification", "self_correction", "self_questioning")
 

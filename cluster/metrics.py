@@ -9,12 +9,14 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ray.util.metrics import Gauge
-from torch.utils.tensorboard import SummaryWriter
 
 from cluster.health import RoleHealth, RoleState
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +83,7 @@ class TensorBoard:
 
     def __init__(self, folder: Path, *, step: int = 0) -> None:
         self._folder = folder
-        self._writer: SummaryWriter | None = SummaryWriter(log_dir=str(folder), purge_step=step + 1)
+        self._writer: SummaryWriter | None = self._open(purge_step=step + 1)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Write a scalar each.
@@ -90,7 +92,7 @@ class TensorBoard:
             OSError: when the disk is full; a later step begins a file of its own.
         """
         if self._writer is None:
-            self._writer = SummaryWriter(log_dir=str(self._folder))
+            self._writer = self._open()
         try:
             for name, value in metrics.items():
                 self._writer.add_scalar(name, value, step)
@@ -103,6 +105,11 @@ class TensorBoard:
         """Close the files."""
         if self._writer is not None:
             self._writer.close()
+
+    def _open(self, *, purge_step: int | None = None) -> SummaryWriter:
+        from torch.utils.tensorboard import SummaryWriter  # takes seconds, which a command that only reads metrics needn't spend
+
+        return SummaryWriter(log_dir=str(self._folder), purge_step=purge_step)
 
 
 class RayMetrics:

@@ -191,13 +191,20 @@ class _Run:
         ).remote(config.replay, seed=config.run.seed, archive=str(self.folder.trajectories), journal=str(self.folder.journal))
         self.learner = LearnerGroup(config, str(model_path))
         self.fleet = RolloutFleet(config, str(model_path), self.replay, board=self.control.board, supervised=True)
+        with self.progress.phase("starting the replay, learner and rollout actors"):
+            probe, *_ = await asyncio.gather(
+                asyncio.to_thread(make_probe, config, str(model_path), train_data),  # beside them, since it has to load transformers
+                answer_within(self.replay.stats.remote(), START_TIMEOUT_S, "the replay actor to start"),
+                self.learner.start(),
+                self.fleet.start(version=0),
+            )
         self.controller = Controller(
             config=config,
             ledger=PromptLedger(train_data, seed=config.run.seed, weights=config.data.category_weights),
             fleet=self.fleet,
             replay=self.replay,
             learner=LastingLearner(self.learner, self.control.budget, died=self.control.learner_died),
-            transport=make_transport(config, self.learner, self.fleet, make_probe(config, str(model_path), train_data)),
+            transport=make_transport(config, self.learner, self.fleet, probe),
             bad_rows=bad_rows,
             after_step=self._after_step,
             last_step=self.stage.last_step,
@@ -211,12 +218,6 @@ class _Run:
             say=self.progress.say,
         )
         self.guard = CollapseGuard(config.guard)
-        with self.progress.phase("starting the replay, learner and rollout actors"):
-            await asyncio.gather(
-                answer_within(self.replay.stats.remote(), START_TIMEOUT_S, "the replay actor to start"),
-                self.learner.start(),
-                self.fleet.start(version=0),
-            )
         checkpoint = self.folder.newest_checkpoint() if config.run.resume or number else None
         if checkpoint is not None:
             with self.progress.phase(f"restoring {checkpoint.name}"):

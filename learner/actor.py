@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
 from conf.schema import Config
-from learner.deepspeed_engine import RankAddress
-from learner.worker import LearnerWorker
 from weights.manifest import BroadcastOutcome, Part, Shipment
+
+if TYPE_CHECKING:
+    from learner.worker import LearnerWorker
 
 
 @ray.remote(concurrency_groups={"control": 3})  # one may wait for the disk
@@ -59,6 +60,9 @@ class LearnerRank:
 
     def start(self, master_address: str, master_port: int) -> None:
         """Load the policy and meet the other ranks."""
+        from learner.deepspeed_engine import RankAddress  # torch and DeepSpeed are of the rank's process, not of its caller's
+        from learner.worker import LearnerWorker
+
         self._state = "starting"
         address = RankAddress(
             rank=self._rank, world_size=self._config.learner.num_ranks, master_address=master_address, master_port=master_port

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from tasks.images import image_token_count
 from tasks.prompts import IMAGE_PAD, VISION_TOKENS, allowed_token_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CountTokens = Callable[[int, int], int]
 """Tokens of a picture of so many rows and columns of pixels."""
@@ -60,6 +61,8 @@ def read_form(path: str | os.PathLike[str], *, min_pixels: int, max_pixels: int,
     Raises:
         ValueError: when there is no chat template, or it writes no picture although the model takes pictures.
     """
+    from transformers import AutoConfig, AutoProcessor, AutoTokenizer  # takes seconds
+
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     if not tokenizer.chat_template:
         raise ValueError(f"the tokenizer in {path} has no chat template")

@@ -11,11 +11,10 @@ import re
 import uuid
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from algorithms.types import IMAGE_MARKER as IMAGE_MARKER  # benchmarks take it from here
 from algorithms.types import Prompt
@@ -23,6 +22,9 @@ from conf.schema import DataConfig, ModelConfig
 from tasks.errors import BadPromptError
 from tasks.images import image_token_count
 from tasks.markers import texts_between_images
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 IMAGE_PAD = "<|image_pad|>"
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE_PAD, "<|video_pad|>")
@@ -41,6 +43,8 @@ def load_tokenizer(path: str | os.PathLike[str], *, trust_remote_code: bool = Fa
     Raises:
         ValueError: when it has no image pad or no chat template, so no Qwen2-VL style prompt can be made.
     """
+    from transformers import AutoTokenizer  # takes seconds, which not every process that knows this module needs to spend
+
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     if IMAGE_PAD not in tokenizer.get_vocab():
         raise ValueError(f"the tokenizer in {path} has no {IMAGE_PAD}; Qwen2-VL style models are supported")

@@ -9,10 +9,10 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.parquet as pq
-from transformers import PreTrainedTokenizerBase
 
 from algorithms.types import Prompt, Segment, Trajectory, VersionSpan
 from conf.schema import DataConfig
@@ -20,6 +20,9 @@ from tasks.dataset import PromptDataset
 from tasks.errors import DataError
 from tasks.images import load_image
 from tasks.prompts import PromptEncoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,8 +1,10 @@
-"""What belongs to a step that was made, whatever comes after it."""
+"""What `rethinker train` does around its steps: what it imports, and what belongs to a step whatever comes after it."""
 
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,3 +27,11 @@ def test_a_step_that_nobody_is_left_to_evaluate_has_its_row_all_the_same() -> No
     with pytest.raises(RestartBudgetExceeded, match="nothing after step 4"):
         asyncio.run(_Run._after_step(run, 4, {"reward/mean": 0.5}))
     assert rows == [(4, {"reward/mean": 0.5})]
+
+
+@pytest.mark.parametrize("module", ["train", "evaluate"])
+def test_a_command_starts_without_what_only_roles_need(module: str) -> None:
+    """They take seconds to import, before anything else is started."""
+    program = f"import sys, cluster.{module}; print(sorted({{'deepspeed', 'torch', 'transformers', 'vllm'}} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"
