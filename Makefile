@@ -17,7 +17,11 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup quickstart test test-examples chaos trackers recipes study-async study-rethinking check docs lock clean
+# Engine tests by files, the longest first (tests/conftest.py); each worker's runs need some 5 GiB.
+WORKERS ?= 2
+SIDE_BY_SIDE := --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder --durations=40
+
+.PHONY: help setup quickstart test test-long test-examples chaos trackers recipes study-async study-rethinking check docs lock clean
 .DEFAULT_GOAL := help
 
 help: ## Print this list
@@ -30,7 +34,10 @@ quickstart: setup ## Train a tiny model with the whole system on two CPU cores
 
 test: setup check ## Check and run the tests, unit first
 	$(BIN)/python -m pytest tests/unit --numprocesses=logical --maxprocesses=8 --dist=worksteal
-	$(BIN)/python -m pytest tests/integration tests/chaos
+	$(BIN)/python -m pytest tests/integration tests/chaos -m "not long" $(SIDE_BY_SIDE)
+
+test-long: setup ## Run the thorough variants that make test leaves out; for most of an hour
+	$(BIN)/python -m pytest tests/integration tests/chaos -m long $(SIDE_BY_SIDE)
 
 chaos: setup ## Kill every role of one long run again and again, count what was lost; CHAOS="--seed 2 --faults 40 --only replay"
 	$(BIN)/python -m tests.chaos $(CHAOS)
@@ -42,7 +49,7 @@ build/trackers:
 	$(PIP) install --quiet --target $@ "wandb>=0.19" "mlflow>=3.0"
 
 recipes: setup ## Run every shipped recipe with the tiny model and sizes scaled down; takes some minutes
-	RETHINKER_RECIPES=all $(BIN)/python -m pytest tests/integration/test_recipes.py
+	$(BIN)/python -m pytest tests/integration/test_recipes.py
 
 test-examples: setup ## Test the example of a task of one's own as well; its reasoning-gym needs a compiler to install
 	$(PIP) install --quiet reasoning-gym==0.1.25

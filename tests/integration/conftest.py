@@ -1,4 +1,4 @@
-"""What the integration tests share: a small copy of the quickstart with a short cold start, made once."""
+"""What the integration tests share: a small copy of the quickstart with a short cold start, made once for all workers of pytest-xdist."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
 COMMAND_TIMEOUT_S = 420.0
@@ -64,9 +65,12 @@ class Workshop:
 
 
 @pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    """The quickstart's data, in a folder of the test session."""
-    return Workshop(tmp_path_factory.mktemp("workshop"))
+def workshop(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Workshop:
+    """The quickstart's data, in a folder of the test session, which its workers share; names of runs are of one test file each."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "workshop"
+    folder.mkdir(exist_ok=True)
+    return Workshop(folder)
 
 
 @pytest.fixture(scope="session")
@@ -96,10 +100,14 @@ def train(workshop: Workshop) -> Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture(scope="session")
 def cold_start(workshop: Workshop) -> Path:
     """The model that runs start from, which answers some questions; its data lie beside it, in the workshop's folder."""
-    command = [sys.executable, "-m", "cluster", "coldstart", "quickstart", *workshop.overrides]
-    done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return Path(done.stdout.splitlines()[-1])
+    made = workshop.folder / "coldstart.txt"
+    with FileLock(workshop.folder / "coldstart.lock", timeout=COMMAND_TIMEOUT_S):  # the first worker makes it, the others wait
+        if not made.exists():
+            command = [sys.executable, "-m", "cluster", "coldstart", "quickstart", *workshop.overrides]
+            done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S)
+            assert done.returncode == 0, done.stdout + done.stderr
+            made.write_text(done.stdout.splitlines()[-1])
+    return Path(made.read_text())
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,11 @@
-"""A run that is interrupted, by Ctrl-C and by kill -9, and resumed is the run that was never interrupted, bit for bit."""
+"""A run in two stages, interrupted between them by Ctrl-C and in the second by kill -9, is the run that never was, bit for bit.
+
+Steps and settings follow on from stage to stage; forced rethinking happens in the second.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import time
@@ -12,37 +16,48 @@ import pyarrow as pa
 import pytest
 from safetensors.torch import load_file
 
+from algorithms.schema import from_arrow
 from cluster.metrics import read_metrics
 from conf.loading import load_config
 from tests.integration.conftest import ROOT, Descendants, Workshop, clean_environment, interrupted
 
+STEPS = 6
+QUESTIONS = 16
 WORDS = (
-    "run.num_steps=9",
+    "run.stages=['name=grpo steps=3','name=rethinking steps=3 rethinking.enabled=true rethinking.fraction=1']",
+    "rethinking.self_verification=[' Wait, let me check again.']",
+    "rethinking.category_weights=[1,0,0]",
     "checkpoint.every_steps=2",
     "checkpoint.keep_last=1",
     "checkpoint.keep_best=1",
-    "evaluation.every_steps=4",
+    "evaluation.every_steps=2",
+    "evaluation.mode=forced",
+    f"evaluation.num_questions={QUESTIONS}",
     "replay.mode=fresh",
 )
+EVALUATIONS = ["before training", "after step 2", "after stage grpo", "after step 4", "after training"]
 RAY_AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}  # they look for their dead parent now and then only, and end by themselves
 
 pytestmark = pytest.mark.timeout(1200)  # two fixtures make four starts between them
 
 
-def killed(command: list[str], *, after: str) -> None:
-    """Run a command, kill it after the line of a step, and see that nothing of it is left."""
+def killed(command: list[str], *, after: str) -> str:
+    """Run a command, kill it after the line of a step, and see that nothing of it is left; what it wrote until then."""
     process = subprocess.Popen(command, cwd=ROOT, env=clean_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     started = Descendants(process.pid)
     assert process.stdout is not None
     deadline = time.monotonic() + 300
+    written = ""
     for line in process.stdout:
-        assert time.monotonic() < deadline, f"no {after} within 300 s"
+        written += line
+        assert time.monotonic() < deadline, f"no {after} within 300 s: {written}"
         if line.startswith(after):
             break
     process.kill()
     process.communicate(timeout=60)
     _, alive = psutil.wait_procs([role for role in started.alive() if role.name()[:15] not in {a[:15] for a in RAY_AGENTS}], timeout=30)
     assert not alive, f"left behind: {[(role.pid, role.name()) for role in alive]}"
+    return written
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +69,18 @@ def whole(workshop: Workshop, train, cold_start) -> Path:
 
 @pytest.fixture(scope="module")
 def resumed(workshop: Workshop, train, cold_start) -> Path:
-    """Ended after step 3 by Ctrl-C, after step 7 of its successor by kill -9, each of them a step after the newest checkpoint."""
-    said = interrupted(workshop.command("resumed", *WORDS), when=lambda line: line.startswith("step 3/"))
-    assert "run.resume=true" in said
-    killed(workshop.command("resumed", *WORDS, "run.resume=true"), after="step 7/")
+    """Ended by Ctrl-C while the second stage's engines start, its successor by kill -9 a step after a checkpoint."""
+    starts = itertools.count(1)
+
+    def second_start(line: str) -> bool:  # the first stage's engines have ended by then
+        return line.startswith("starting the replay") and "done in" not in line and next(starts) == 2
+
+    said = interrupted(workshop.command("resumed", *WORDS), when=second_start)
+    assert "after stage grpo" not in said and "run.resume=true" in said
+    said = killed(workshop.command("resumed", *WORDS, "run.resume=true"), after="step 5/")
+    assert "restoring step-000003" in said and "training grpo" not in said, said
     result = train("resumed", *WORDS, "run.resume=true")
-    assert result.returncode == 0 and "restoring step-000006" in result.stdout, result.stdout[-4000:]
-    refused = train("resumed", *WORDS, "run.resume=true", "learner.num_ranks=2")
-    assert refused.returncode == 2 and "learner.num_ranks is 2" in refused.stdout
+    assert result.returncode == 0 and "restoring step-000004" in result.stdout, result.stdout[-4000:]
     return workshop.run_folder("resumed")
 
 
@@ -71,10 +90,14 @@ def measured(folder: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in row.items() if not name.startswith(left_out)} for row in read_metrics(folder / "metrics.jsonl")]
 
 
+def evaluations_of(folder: Path) -> dict[str, dict]:
+    return json.loads((folder / "summary.json").read_text())["evaluations"]
+
+
 def test_every_step_is_there_once_with_the_same_metrics(whole, resumed):
     rows = measured(resumed)
-    assert [row["step"] for row in rows] == list(range(1, 10))
-    assert sum(not row["replay/empty"] for row in rows) >= 6, "there was hardly anything to learn: the test shows nothing"
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert sum(not row["replay/empty"] for row in rows) >= 4, "there was hardly anything to learn: the test shows nothing"
     assert rows == measured(whole)
 
 
@@ -89,18 +112,49 @@ def test_every_sampled_token_and_its_log_prob_are_the_same(whole, resumed):
         one, other = (pa.ipc.open_file(folder / "trajectories" / path.name).read_all() for folder in (whole, resumed))
         assert one.equals(other), f"{path.name} differs"
         seen += one.column("group_id").unique().to_pylist()
-    assert len(seen) == len(set(seen)) == 9 * 8  # no prompt twice, none skipped
+    assert len(seen) == len(set(seen)) == STEPS * 8  # no prompt twice, none skipped
 
 
 def test_the_evaluations_are_the_same(whole, resumed):
-    one, other = (json.loads((folder / "summary.json").read_text())["evaluations"] for folder in (whole, resumed))
-    assert list(one) == ["before training", "after step 4", "after step 8", "after training"] and one == other
+    one, other = evaluations_of(whole), evaluations_of(resumed)
+    assert list(one) == EVALUATIONS and one == other
 
 
 def test_the_best_checkpoint_stays_besides_the_last(whole):
-    evaluations = json.loads((whole / "summary.json").read_text())["evaluations"]
-    best = max((4, 8), key=lambda step: (evaluations[f"after step {step}"]["accuracy_lenient"], step))
-    assert sorted(path.name for path in (whole / "checkpoint").iterdir()) == [f"step-{best:06d}", "step-000009"]
+    evaluations = evaluations_of(whole)
+    best = max((2, 4), key=lambda step: (evaluations[f"after step {step}"]["accuracy_lenient"], step))
+    assert sorted(path.name for path in (whole / "checkpoint").iterdir()) == [f"step-{best:06d}", f"step-{STEPS:06d}"]
+
+
+def test_the_second_stage_has_its_settings_and_goes_on_where_the_first_ended(resumed):
+    rows = read_metrics(resumed / "metrics.jsonl")
+    assert [row["rethinking/forced_fraction"] > 0 for row in rows] == [False] * 3 + [True] * 3
+    assert all("loss/nll" not in row for row in rows[:3])
+    assert all("loss/nll" in row or row["replay/empty"] for row in rows[3:])
+    assert all(row["staleness/max"] == 0 for row in rows)  # synchronous within and across the stages
+    generated = [row["tokens/generated"] for row in rows]
+    assert generated == sorted(set(generated))
+    assert json.loads((resumed / "summary.json").read_text())["steps"] == STEPS
+
+
+def test_what_forced_rethinking_did_is_counted_in_every_evaluation(resumed):
+    for result in evaluations_of(resumed).values():
+        figures = result["rethinking"]
+        assert figures["forced"] + sum(figures["passed_over"].values()) == result["questions"] == QUESTIONS
+        assert sum(figures["transitions"].values()) == figures["forced"]
+        assert figures["accuracy_bound"] >= max(figures["accuracy_none"], figures["accuracy_forced"])
+        assert result["accuracy_lenient"] == figures["accuracy_forced"]
+    assert "## Examples" in (resumed / "rethinking.md").read_text()
+
+
+def test_forced_trajectories_are_of_the_second_stage_and_don_t_train_their_triggers(resumed):
+    forced = 0
+    for path in sorted((resumed / "trajectories").glob("*.arrow")):
+        for trajectory in from_arrow(pa.ipc.open_file(path).read_all()):
+            if len(trajectory.segments) == 3:
+                forced += 1
+                assert trajectory.y1_reward is not None and not trajectory.loss_mask.all()
+    assert forced > 0
 
 
 def test_a_run_on_two_cores_stays_within_the_memory_that_is_promised(whole, workshop: Workshop):

@@ -93,7 +93,8 @@ def _once(group, key: int, form: PromptForm):
     return [key] if key == form.image_pad_id else list(group)
 
 
-@pytest.mark.parametrize("name", ["qwen3_vl", "llava", "llama"])  # Qwen2.5-VL's answers are judged in test_weight_sync.py
+# Qwen2.5-VL's answers are judged in test_weight_sync.py
+@pytest.mark.parametrize("name", ["qwen3_vl", pytest.param("llava", marks=pytest.mark.long), "llama"])
 def test_the_engine_answers_as_transformers_does(name: str, tmp_path: Path) -> None:
     folder = BUILDERS[name](tmp_path / name)
     form = read_form(folder, min_pixels=MODEL.min_pixels, max_pixels=MODEL.max_pixels)
@@ -106,6 +107,7 @@ def test_the_engine_answers_as_transformers_does(name: str, tmp_path: Path) -> N
         assert set(response.tolist()) <= set(form.allowed_token_ids)
 
 
+@pytest.mark.long  # test_own_data.py kills an actor of another command, over the same loop
 def test_a_text_only_model_is_evaluated_although_all_actors_are_killed(tmp_path: Path) -> None:
     """The command, with two rollout actors that are killed in the midst of the answers; others take their places.
 

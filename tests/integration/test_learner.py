@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,8 +28,15 @@ FLOAT32 = {f"zero{stage}": {"stage": stage, "dtype": "float32", "learner": {}} f
 BFLOAT16 = {f"zero{stage}-bfloat16": {"stage": stage, "dtype": "bfloat16", "learner": {}} for stage in (0, 3)}
 CHECKPOINTED = {"zero2-checkpointing": {"stage": 2, "dtype": "float32", "learner": {"gradient_checkpointing": True}}}
 CASES = {1: FLOAT32 | CHECKPOINTED, 2: FLOAT32 | BFLOAT16}
-PARITY = [(ranks, name) for ranks, cases in CASES.items() for name, case in cases.items() if case["dtype"] == "float32"]
-EVERY = [(ranks, name) for ranks, cases in CASES.items() for name in cases]
+SHORT = {(1, "zero3"), (1, "zero2-checkpointing"), (2, "zero0"), (2, "zero2"), (2, "zero3"), (2, "zero3-bfloat16")}
+
+
+def case(ranks: int, name: str) -> Any:
+    return pytest.param(ranks, name, marks=() if (ranks, name) in SHORT else pytest.mark.long)
+
+
+PARITY = [case(ranks, name) for ranks, cases in CASES.items() for name, settings in cases.items() if settings["dtype"] == "float32"]
+EVERY = [case(ranks, name) for ranks, cases in CASES.items() for name in cases]
 
 
 def run_ranks(
@@ -91,10 +99,15 @@ def batches(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list:
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_model: Path, batches: list, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """What the groups of one and of two ranks left, a folder a case."""
+def runs(
+    request: pytest.FixtureRequest, tiny_model: Path, batches: list, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, Path]:
+    """What the groups of one and of two ranks left, a folder a case; of the cases that the selected tests are about."""
+    parameters = [item.callspec.params for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    wanted = {(1, "zero3"), (2, "zero3")} | {(found["ranks"], found["name"]) for found in parameters if "ranks" in found}
     folders = {}
-    for world_size, cases in CASES.items():
+    for world_size, every in CASES.items():
+        cases = {name: settings for name, settings in every.items() if (world_size, name) in wanted}
         folders[world_size] = folder = tmp_path_factory.mktemp("ranks") / str(world_size)
         joined = batches if world_size == 2 else [[[*pictured, *text]] for pictured, text in batches]
         for code, output in run_ranks(folder, tiny_model, joined, cases, world_size=world_size):
@@ -203,7 +216,7 @@ def test_a_checkpoint_is_a_model_too(runs, ranks: int, name: str, tmp_path: Path
     assert "config.json" not in files and "tokenizer.json" not in files
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.long), 3])
 def test_without_the_dummy_image_a_rank_of_text_ends_or_spoils_the_group(
     tiny_model: Path, batches: list, plain, tmp_path: Path, stage: int
 ) -> None:

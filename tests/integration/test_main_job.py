@@ -46,6 +46,7 @@ def test_every_step_has_every_metric_in_both_places(asynchronous_run):
     folder, _ = asynchronous_run
     rows = read_metrics(folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert all(row["kl/engine_mismatch"] < 1e-3 for row in rows)  # the engines have what both ranks have, after every sync
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     for row in rows:

@@ -1,12 +1,11 @@
 """The shipped recipes, each run from its file with the tiny model and sizes scaled down, through the same code.
 
-`make test` runs the one that builds on most of the others; `make recipes` (RETHINKER_RECIPES=all) runs them all.
+`make test` runs the one that builds on most of the others; `make recipes` and `make test-long` run the others, too.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -21,9 +20,8 @@ from conf.loading import load_config, shipped_names
 from tests.data_fixtures import CHARTS, GEOMETRY, SCIENCE, VIRL39K_SCHEMA
 from tests.integration.conftest import ROOT, Workshop, clean_environment
 
-ALL = os.environ.get("RETHINKER_RECIPES") == "all"
 TRAINED = [name for name in shipped_names() if name not in ("default", "benchmarks")]
-SAMPLE = ["virl39k_11k"]  # on top of 13k, 16k and the 7B recipe
+SHORT = ["virl39k_11k"]  # on top of 13k, 16k and the 7B recipe
 ROWS = 240
 CATEGORIES = {"shapes": GEOMETRY, "digits": SCIENCE, "arithmetic": CHARTS}  # arithmetic has no pictures
 
@@ -66,7 +64,7 @@ def scaled_down(name: str, workshop: Workshop, model: Path, virl39k: Path) -> li
     return words
 
 
-@pytest.mark.parametrize("name", TRAINED if ALL else SAMPLE)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in SHORT else pytest.mark.long) for name in TRAINED])
 def test_a_recipe_runs_scaled_down(name: str, workshop: Workshop, cold_start: Path, virl39k: Path) -> None:
     words = scaled_down(name, workshop, cold_start, virl39k)
     command = [sys.executable, "-m", "cluster", "train", name, *words]

@@ -78,7 +78,7 @@ class Stage:
         return float(np.abs(trajectory.behavior_logprobs - expected)[trajectory.loss_mask].max())
 
 
-@pytest.fixture(scope="module", params=["prefix cache", "no prefix cache"])
+@pytest.fixture(scope="module", params=["prefix cache", pytest.param("no prefix cache", marks=pytest.mark.long)])
 def stage(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     tokenizer = load_tokenizer(tiny_model)
     engine = RolloutEngine(str(tiny_model), model=MODEL, rollout=ROLLOUT, device=Device.cpu, seed=1)

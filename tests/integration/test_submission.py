@@ -77,7 +77,7 @@ class Job:
 
 
 @pytest.fixture(scope="module")
-def job(head: Head, workshop: Workshop) -> Job:
+def job(head: Head, workshop: Workshop, cold_start: Path) -> Job:
     """In its third step or later."""
     job = Job(head, workshop)
     job.until("the third step", lambda: "step 3/" in job.output)
@@ -86,8 +86,14 @@ def job(head: Head, workshop: Workshop) -> Job:
 
 @pytest.mark.parametrize(
     ("command", "token"),
-    [("submit", None), ("status", None), ("scale", None), ("stop", None), ("submit", "0" * 32), ("scale", "0" * 32)],
-    ids=["submit", "status", "scale", "stop", "submit-wrong", "scale-wrong"],
+    [
+        pytest.param("submit", None, id="submit"),
+        pytest.param("status", None, id="status", marks=pytest.mark.long),
+        pytest.param("scale", None, id="scale", marks=pytest.mark.long),
+        pytest.param("stop", None, id="stop"),
+        pytest.param("submit", "0" * 32, id="submit-wrong", marks=pytest.mark.long),
+        pytest.param("scale", "0" * 32, id="scale-wrong"),
+    ],
 )
 def test_without_the_token_everything_is_refused(job: Job, command: str, token: str | None) -> None:
     head = job.head

@@ -40,6 +40,7 @@ def test_without_the_hook_torchvision_does_not_import() -> None:
     assert "operator torchvision::nms does not exist" in run(f"{WITHOUT_HOOK}import torchvision").stderr
 
 
+@pytest.mark.long  # every engine that starts without vLLM's cache does this
 def test_vllm_inspects_qwen_in_its_subprocess(tmp_path: Path) -> None:
     program = tmp_path / "inspect_qwen.py"
     program.write_text(INSPECT)

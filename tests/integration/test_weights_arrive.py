@@ -64,6 +64,7 @@ def table(trajectories: list[Trajectory]) -> pa.Table:
     return pa.Table.from_batches([to_record_batch(trajectories)])
 
 
+@pytest.mark.long  # test_main_job.py probes every sync of a run, test_weight_source.py has the sender in every stage
 @pytest.mark.parametrize("embeddings", STAGES)
 def test_the_engine_scores_as_the_learner_after_every_sync(embeddings: str, data: Path, tmp_path: Path) -> None:
     folder = build(tmp_path / "model", tied=embeddings == "tied")

@@ -26,6 +26,7 @@ def test_where_and_how_long_may_change(stored, word):
     [
         ("learner.learning_rate=0.5", "learner.learning_rate"),
         ("run.seed=7", "run.seed"),
+        ("learner.num_ranks=2", "learner.num_ranks"),
         ("replay.mode=fresh", "replay.mode"),
         ("rollout.temperature=0.5", "rollout.temperature"),
         ("data.categories=[digits]", "data.categories"),
