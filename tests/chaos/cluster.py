@@ -40,6 +40,7 @@ class PrivateCluster:
             "PYTHONPATH": str(ROOT),
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",  # other tests, which may run beside it, would starve them
             "RAY_ADDRESS": f"127.0.0.1:{self.port}",
             "RAY_gcs_storage": "rocksdb",
             "RAY_gcs_storage_path": str(self.folder / "store"),

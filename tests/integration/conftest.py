@@ -22,6 +22,9 @@ ROOT = Path(__file__).parents[2]
 COMMAND_TIMEOUT_S = 420.0
 INTERRUPTION_S = 10.0  # that Ctrl-C may take, the end of every process included
 MEASURE_EVERY_S = 3.0
+# Else Ray's workers have a low priority, and what tests start by themselves starves those of the tests beside them.
+EVEN = {"RAY_worker_niceness": "0"}
+os.environ.update(EVEN)
 MARK = "RETHINKER_TEST"  # in the environment of every process that a test's command starts
 
 
@@ -185,7 +188,7 @@ def clean_environment() -> dict[str, str]:
     """The environment without another test's cluster, with the marks by which its processes are found."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     path = [*filter(None, kept.get("PYTHONPATH", "").split(os.pathsep)), grader_mark()]
-    return kept | {MARK: str(os.getpid()), "PYTHONPATH": os.pathsep.join(path)}
+    return kept | EVEN | {MARK: str(os.getpid()), "PYTHONPATH": os.pathsep.join(path)}
 
 
 def grader_mark() -> str:
