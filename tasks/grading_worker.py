@@ -30,9 +30,9 @@ PLACES = 4  # for slow answers, in one process
 MOST_GIVEN_WAY = 70  # time limits by the clock that a slow answer may take at most, while others come without a pause
 SET_ASIDE, POSTPONED = "set aside", "postponed"  # replies that are no results
 
-_PATIENCE_S = 0.03  # of a processor, after which an answer is slow; ordinary ones take some 4 ms
+_PATIENCE_S = 0.015  # of a processor, after which an answer is slow, or more where ordinary ones (4 ms) take longer
 _PATIENCE_IDLE_S = 0.2  # more, for what waits for something else than a processor
-_PATIENCE_IN_USUAL_TIMES = 4.0  # for a user's scorer that always takes longer
+_PATIENCE_IN_USUAL_TIMES = 4.0  # on a slower machine, or for a scorer that always takes longer
 _PATIENCE_WITHOUT_A_PLACE = 4.0  # times as much, since what was done so far is lost then
 _USUAL_WEIGHT = 0.1  # of the newest answer in what is usual
 _QUIET_S = 0.003  # without an ordinary answer, before slow ones go on; the next one is often there at once
