@@ -72,12 +72,14 @@ $(STAMP): $(LOCK) pyproject.toml $(wildcard $(HOOK)/*)
 	@$(PYTHON) -m venv $(VENV)
 	@echo "[2/5] torch"
 	@torch=$$(grep '^torch==' $(LOCK)); \
-	$(PIP) install --no-deps "$$torch" || case "$$torch" in \
+	$(PIP) install --no-deps --no-compile "$$torch" || case "$$torch" in \
 		*+cpu) echo "      not on the usual package index, trying PyTorch's"; \
-			$(PIP) install --no-deps --index-url $(TORCH_INDEX) "$$torch";; \
+			$(PIP) install --no-deps --no-compile --index-url $(TORCH_INDEX) "$$torch";; \
 		*) exit 1;; esac
 	@echo "[3/5] $$(grep -c == $(LOCK)) packages of $(LOCK)"
-	@$(PIP) install --no-deps --requirement $(LOCK)
+	@$(PIP) install --no-deps --no-compile --requirement $(LOCK)
+	@echo "      their byte code, on all cores; pip has one only"
+	@$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true # templates and other versions' syntax don't compile
 	@echo "[4/5] rethinker itself, editable"
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@echo "[5/5] torchvision beside this torch"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import shutil
+import time
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,7 @@ logger = logging.getLogger(__name__)
 ENGINES = ("ray", "torch", "transformers", "deepspeed", "pyarrow")
 BEFORE, AFTER = "before training", "after training"  # names of evaluations
 FAILED_EXIT_CODE = 1
+DRAW_EVERY_S = 60.0  # curves; a picture takes a processor for two seconds
 START_TIMEOUT_S = 60.0  # of the replay actor: a process that imports Arrow
 
 
@@ -110,6 +113,7 @@ class _Run:
         self.folder = folder
         self.progress = progress
         self.evaluations: dict[str, Any] = {}
+        self._drawn = -math.inf  # when, on the monotonic clock
         self.control = RunControl(config, folder, progress)
 
     async def run(self) -> None:
@@ -288,10 +292,12 @@ class _Run:
             await self.checkpoints.take(self.evaluations, accuracy=accuracy)
         else:
             return
-        await self._draw()
+        if last or time.monotonic() - self._drawn > DRAW_EVERY_S:
+            await self._draw()
 
     async def _draw(self) -> None:
         """Draw the curves, beside everything else."""
+        self._drawn = time.monotonic()
         rows = read_metrics(self.folder.metrics)
         try:
             await asyncio.to_thread(plot_curves, {self.config.run.name: rows}, self.folder.curves)

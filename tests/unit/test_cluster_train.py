@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cluster.restarts import RestartBudgetExceeded
-from cluster.train import _Run
-from conf.schema import Config, EvaluationConfig
+from cluster.train import DRAW_EVERY_S, _Run
+from conf.schema import CheckpointConfig, Config, EvaluationConfig
 
 
 def test_a_step_that_nobody_is_left_to_evaluate_has_its_row_all_the_same() -> None:
@@ -27,6 +29,32 @@ def test_a_step_that_nobody_is_left_to_evaluate_has_its_row_all_the_same() -> No
     with pytest.raises(RestartBudgetExceeded, match="nothing after step 4"):
         asyncio.run(_Run._after_step(run, 4, {"reward/mean": 0.5}))
     assert rows == [(4, {"reward/mean": 0.5})]
+
+
+def test_curves_are_drawn_with_a_run_s_first_and_last_checkpoint_and_else_now_and_then() -> None:
+    """A picture takes a processor for two seconds, which small runs with many checkpoints need themselves."""
+    drawn: list[int] = []
+    config = Config(checkpoint=CheckpointConfig(every_steps=1))
+    run: Any = SimpleNamespace(config=config, evaluations={}, guard=SimpleNamespace(suspicious=False), _drawn=-math.inf)
+    run.checkpoints = SimpleNamespace(paused=None)
+
+    async def story() -> None:
+        async def taken(*_: Any, **__: Any) -> None:
+            """Written by nobody."""
+
+        async def draw() -> None:
+            run._drawn = time.monotonic()
+            drawn.append(step)
+
+        run.checkpoints.take = run.checkpoints.take_last = taken
+        run._draw = draw
+        for step in range(1, 6):
+            if step == 4:
+                run._drawn -= DRAW_EVERY_S
+            await _Run._checkpoint(run, step, last=step == 5)
+
+    asyncio.run(story())
+    assert drawn == [1, 4, 5]
 
 
 @pytest.mark.parametrize("module", ["train", "evaluate"])
