@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import multiprocessing
 import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
+
+import psutil
 
 from algorithms.types import AnswerType
 from benchmarks.report import Series, conditions, table
@@ -85,10 +88,12 @@ def in_a_loop(pairs: Sequence[Pair]) -> int:
     return sum(verify_one(pair) for pair in pairs)
 
 
-async def _grade(pool: GraderPool, pairs: Sequence[Pair]) -> list[tuple[str, float]]:
+async def _grade(pool: GraderPool, pairs: Sequence[Pair], answered: Callable[[Pair], None] = lambda pair: None) -> list[tuple[str, float]]:
     async def one(pair: Pair) -> tuple[str, float]:
         begin = time.perf_counter()
-        return (await pool.grade(*pair)).reason, time.perf_counter() - begin
+        reason = (await pool.grade(*pair)).reason
+        answered(pair)
+        return reason, time.perf_counter() - begin
 
     return list(await asyncio.gather(*(one(pair) for pair in pairs)))
 
@@ -129,6 +134,19 @@ def throughput(name: str, make: Callable[..., list[Pair]], number: int, rounds: 
     print(f"verdicts that agree: {statistics.mean(agreed):.2%}\n")
 
 
+def processor_s(pool: GraderPool) -> float:
+    """What a pool's processes and their children have taken of the processors; it depends little on what else the machine does."""
+    taken = 0.0
+    for pid in pool.pids:
+        process = psutil.Process(pid)
+        times = process.cpu_times()
+        taken += times.user + times.system + times.children_user + times.children_system
+        for child in process.children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                taken += sum(child.cpu_times()[:2])
+    return taken
+
+
 def needs_a_process(pair: Pair) -> bool:
     """Whether an answer isn't decided on the spot."""
     response, gold = pair
@@ -138,7 +156,7 @@ def needs_a_process(pair: Pair) -> bool:
 def hung(number: int, rounds: int, every: int) -> None:
     """How long ordinary answers take with and without hung ones among them, the same ordinary ones, one after the other in turns."""
     kinds = ("without", "with")
-    rows: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in kinds}
+    rows: dict[str, list[tuple[float, float, float, float]]] = {kind: [] for kind in kinds}
     ends: list[float] = []
     towers = range(every, number, every)
     for seed in range(rounds):
@@ -148,16 +166,25 @@ def hung(number: int, rounds: int, every: int) -> None:
                 pairs[place] = (f"\\boxed{{{place}^{{9^{{9^{{9}}}}}}}}", "3")
             asked = [index for index in range(number) if kind == "with" or index not in towers]
             pool = fresh_pool()
+            waiting = {pairs[index] for index in asked if index not in towers}
+            before, taken = processor_s(pool), 0.0
+
+            def answered(pair: Pair, pool: GraderPool = pool, waiting: set[Pair] = waiting) -> None:
+                nonlocal taken
+                waiting.discard(pair)
+                if not waiting and not taken:
+                    taken = processor_s(pool)
+
             try:
-                results = dict(zip(asked, asyncio.run(_grade(pool, [pairs[index] for index in asked])), strict=True))
+                results = dict(zip(asked, asyncio.run(_grade(pool, [pairs[index] for index in asked], answered)), strict=True))
             finally:
                 pool.close()
             ordinary = sorted(seconds for index, (_, seconds) in results.items() if index not in towers and needs_a_process(pairs[index]))
             assert all(results[place][0] == "timeout" for place in towers if place in results)
             ends += [results[place][1] for place in towers if place in results]
-            rows[kind].append((statistics.median(ordinary), ordinary[int(0.99 * len(ordinary))], ordinary[-1]))
+            rows[kind].append((statistics.median(ordinary), ordinary[int(0.99 * len(ordinary))], ordinary[-1], taken - before))
     print(f"### Latency of the formulas among {number - len(towers)} answers at once, and {len(towers)} hung ones (limit {TIMEOUT_S} s)\n")
-    print("| | median | 99 % | longest |\n|---|---|---|---|")
+    print("| | median | 99 % | longest | processor time until the last |\n|---|---|---|---|---|")
     columns = {kind: list(zip(*rows[kind], strict=True)) for kind in kinds}
     for kind in kinds:
         cells = (f"{statistics.median(column):.3f} s ({min(column):.3f} to {max(column):.3f})" for column in columns[kind])
