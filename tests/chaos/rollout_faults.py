@@ -127,7 +127,8 @@ def cut_off_node(run: ChaosRun, rng: random.Random) -> Injection:
         scale(run, len(before))
         link.join()  # the actor may find its voice again, and nobody listens
         run.wait(lambda: len(run.processes("rollout")) == len(before), 90, "the actor that was given up to be gone")
-        kill(raylet)
+        with contextlib.suppress(ProcessLookupError):  # Ray may have told it that its node was taken for dead, and it has ended itself
+            kill(raylet)
     return dataclasses.replace(replaced(run, before, [], f"node of raylet {raylet.pid}"), hit_at=hit_at)
 
 
