@@ -26,7 +26,7 @@ from tests.integration.conftest import ROOT, Descendants, Workshop, clean_enviro
 PATIENCE_S = 240.0  # an engine starts in 15 s, on a machine with other work in minutes
 WORDS = (
     "run.num_steps=100000", "rollout.num_actors=1", "cluster.num_cpus=3", "algorithm.max_staleness=2", "replay.mode=fresh",
-    "algorithm.updates_per_step=1", "checkpoint.every_steps=5", "supervision.heartbeat_s=1", "supervision.suspect_after=2",
+    "algorithm.updates_per_step=1", "checkpoint.every_steps=20", "supervision.heartbeat_s=1", "supervision.suspect_after=2",
     "supervision.dead_after=5", "guard.enabled=false", "evaluation.num_questions=8", "coldstart.steps=0",
     "data.generate=", "data.path=40", "data.test_path=8", "data.reader=tests.own_task.rows", "data.scorer=tests.own_task.score",
     "data.category_weights={even: 3, odd: 1}",
@@ -118,6 +118,21 @@ def test_status_tells_people_and_programs(running: Running) -> None:
     assert re.search(r"supervised +training +step \d+/100000", table) and "rollout 0" in table and "healthy" in table
 
 
+def test_a_stopped_engine_is_replaced_and_reported_and_the_run_waits_and_says_so_meanwhile(running: Running) -> None:
+    (actor,) = running.rollout_processes()
+    for engine in running.engines(actor):
+        engine.send_signal(signal.SIGSTOP)
+    running.until("a suspect", lambda s: any(role["state"] == "suspect" for role in s["roles"]))
+    alone = running.until("that it says so", lambda s: any("no rollout actor is in service" in notice for notice in s["notices"]))
+    status = running.until("a replacement", lambda s: s["num_deaths"] == 1 and in_service(1)(s))
+    (death,) = status["deaths"]
+    assert "its engine's process is stopped, 5 heartbeats of 1 s in a row" in death["cause"]
+    assert death["pid"] == actor.pid and death["node"] and death["last_log_lines"]
+    assert max(role["restarts"] for role in status["roles"] if role["kind"] == "rollout") == 1
+    assert status["restarts_left"]["rollout"] == 15
+    running.until("two more steps", lambda s: s["step"] >= alone["step"] + 4)  # two could be made of what was there
+
+
 def test_scaled_up_it_has_as_many_as_there_is_room_for_and_says_what_is_missing(running: Running) -> None:
     said = running.ask("scale", "--rollouts", "3")
     assert said.returncode == 0 and "3 rollout actors instead of 1" in said.stdout
@@ -126,30 +141,13 @@ def test_scaled_up_it_has_as_many_as_there_is_room_for_and_says_what_is_missing(
     assert re.fullmatch(r"rollout \d: 1 x 1 CPU wanted; free are [0-9.]+: nothing", status["notices"][0])
     refused = running.ask("scale", "--rollouts", "5000")
     assert refused.returncode == 2 and "5000 is no number of rollout actors" in refused.stderr
-    assert running.ask("scale", "--rollouts", "2").returncode == 0
-    running.until("nobody to wait for", lambda s: s["rollouts"]["starting"] == 0 and not s["notices"])
 
 
-def test_a_stopped_engine_is_suspected_and_replaced_and_reported(running: Running) -> None:
-    actor = running.rollout_processes()[-1]
-    for engine in running.engines(actor):
-        engine.send_signal(signal.SIGSTOP)
-    running.until("a suspect", lambda s: any(role["state"] == "suspect" for role in s["roles"]))
-    status = running.until("a replacement", lambda s: s["num_deaths"] == 1 and in_service(2)(s))
-    (death,) = status["deaths"]
-    assert "its engine's process is stopped, 5 heartbeats of 1 s in a row" in death["cause"]
-    assert death["pid"] == actor.pid and death["node"] and death["last_log_lines"]
-    assert max(role["restarts"] for role in status["roles"] if role["kind"] == "rollout") == 1
-    assert status["restarts_left"]["rollout"] == 15
-
-
-def test_without_any_it_waits_and_says_so_and_goes_on_with_the_next(running: Running) -> None:
-    """All are let go and finish their prompts."""
-    assert running.ask("scale", "--rollouts", "0").returncode == 0
-    status = running.until("none", lambda s: in_service(0)(s) and s["rollouts"]["leaving"] == 0 and not running.rollout_processes())
-    assert any("no rollout actor is in service" in notice for notice in status["notices"]) and status["num_deaths"] == 1
+def test_scaled_down_one_finishes_its_prompts_and_leaves(running: Running) -> None:
     assert running.ask("scale", "--rollouts", "1").returncode == 0
-    running.until("two more steps", lambda s: in_service(1)(s) and s["step"] >= status["step"] + 4)  # two could be made of what was there
+    alone = {"in_service": 1, "target": 1, "starting": 0, "leaving": 0}
+    status = running.until("one", lambda s: s["rollouts"] == alone and not s["notices"] and len(running.rollout_processes()) == 1)
+    assert status["num_deaths"] == 1  # who leaves or isn't needed any more has not died
 
 
 def test_stopped_it_has_a_checkpoint_and_lost_and_doubled_nothing(running: Running) -> None:
