@@ -57,10 +57,10 @@ class Workshop:
             "cluster.object_store_bytes=134217728",
         ]
 
-    def command(self, name: str, *words: str) -> list[str]:
-        """`rethinker train` with the shipped quickstart in small."""
+    def command(self, name: str, *words: str, recipe: str = "quickstart") -> list[str]:
+        """`rethinker train` with the shipped quickstart, or what builds on it, in small."""
         run = [f"run.name={name}", f"run.dir={self.folder}/runs/{name}"]
-        return [sys.executable, "-m", "cluster", "train", str(ROOT / "conf/experiment/quickstart.yaml"), *self.overrides, *run, *words]
+        return [sys.executable, "-m", "cluster", "train", str(ROOT / f"conf/experiment/{recipe}.yaml"), *self.overrides, *run, *words]
 
     def run_folder(self, name: str) -> Path:
         """Where that command leaves its results."""
@@ -80,10 +80,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Worksh
 def train(workshop: Workshop) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command to its end, and see that no process of it is left."""
 
-    def run(name: str, *words: str) -> subprocess.CompletedProcess[str]:
-        process = subprocess.Popen(
-            workshop.command(name, *words), cwd=ROOT, env=clean_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+    def run(name: str, *words: str, recipe: str = "quickstart") -> subprocess.CompletedProcess[str]:
+        command = workshop.command(name, *words, recipe=recipe)
+        process = subprocess.Popen(command, cwd=ROOT, env=clean_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         started = Descendants(process.pid)
         over = threading.Event()
         measuring = threading.Thread(target=lambda: workshop.peaks.__setitem__(name, started.peak_bytes(over)))

@@ -1,12 +1,13 @@
 """A run in two stages, interrupted between them by Ctrl-C and in the second by kill -9, is the run that never was, bit for bit.
 
-Steps and settings follow on from stage to stage; forced rethinking happens in the second.
+The run is the shipped recipe `rethinking`, scaled down: forced rethinking happens in the second stage.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -21,17 +22,17 @@ from cluster.metrics import read_metrics
 from conf.loading import load_config
 from tests.integration.conftest import ROOT, Descendants, Workshop, clean_environment, interrupted
 
+RECIPE = "rethinking"
 STEPS = 6
 QUESTIONS = 16
 WORDS = (
-    "run.stages=['name=grpo steps=3','name=rethinking steps=3 rethinking.enabled=true rethinking.fraction=1']",
-    "rethinking.self_verification=[' Wait, let me check again.']",
-    "rethinking.category_weights=[1,0,0]",
+    f"run.stages=[{', '.join(repr(re.sub(r'steps=[0-9]+', 'steps=3', stage)) for stage in load_config(RECIPE).run.stages)}]",
+    "rethinking.fraction=1",
+    "coldstart.steps=0",
     "checkpoint.every_steps=2",
     "checkpoint.keep_last=1",
     "checkpoint.keep_best=1",
     "evaluation.every_steps=2",
-    "evaluation.mode=forced",
     f"evaluation.num_questions={QUESTIONS}",
     "replay.mode=fresh",
 )
@@ -62,7 +63,7 @@ def killed(command: list[str], *, after: str) -> str:
 
 @pytest.fixture(scope="module")
 def whole(workshop: Workshop, train, cold_start) -> Path:
-    result = train("whole", *WORDS)
+    result = train("whole", *WORDS, f"model.path={cold_start}", recipe=RECIPE)
     assert result.returncode == 0, result.stdout[-4000:]
     return workshop.run_folder("whole")
 
@@ -75,11 +76,13 @@ def resumed(workshop: Workshop, train, cold_start) -> Path:
     def second_start(line: str) -> bool:  # the first stage's engines have ended by then
         return line.startswith("starting the replay") and "done in" not in line and next(starts) == 2
 
-    said = interrupted(workshop.command("resumed", *WORDS), when=second_start)
+    words = [*WORDS, f"model.path={cold_start}"]
+    said = interrupted(workshop.command("resumed", *words, recipe=RECIPE), when=second_start)
     assert "after stage grpo" not in said and "run.resume=true" in said
-    said = killed(workshop.command("resumed", *WORDS, "run.resume=true"), after="step 5/")
+    words.append("run.resume=true")
+    said = killed(workshop.command("resumed", *words, recipe=RECIPE), after="step 5/")
     assert "restoring step-000003" in said and "training grpo" not in said, said
-    result = train("resumed", *WORDS, "run.resume=true")
+    result = train("resumed", *words, recipe=RECIPE)
     assert result.returncode == 0 and "restoring step-000004" in result.stdout, result.stdout[-4000:]
     return workshop.run_folder("resumed")
 

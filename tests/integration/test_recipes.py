@@ -1,6 +1,6 @@
 """The shipped recipes, each run from its file with the tiny model and sizes scaled down, through the same code.
 
-`make test` runs the one that builds on most of the others; `make recipes` and `make test-long` run the others, too.
+`make recipes` and `make test-long` run them; `make test` has one of them in test_exact_resume.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from tests.data_fixtures import CHARTS, GEOMETRY, SCIENCE, VIRL39K_SCHEMA
 from tests.integration.conftest import ROOT, Workshop, clean_environment
 
 TRAINED = [name for name in shipped_names() if name not in ("default", "benchmarks")]
-SHORT = ["virl39k_11k"]  # on top of 13k, 16k and the 7B recipe
 ROWS = 240
 CATEGORIES = {"shapes": GEOMETRY, "digits": SCIENCE, "arithmetic": CHARTS}  # arithmetic has no pictures
 
@@ -64,7 +63,8 @@ def scaled_down(name: str, workshop: Workshop, model: Path, virl39k: Path) -> li
     return words
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in SHORT else pytest.mark.long) for name in TRAINED])
+@pytest.mark.long
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_recipe_runs_scaled_down(name: str, workshop: Workshop, cold_start: Path, virl39k: Path) -> None:
     words = scaled_down(name, workshop, cold_start, virl39k)
     command = [sys.executable, "-m", "cluster", "train", name, *words]
