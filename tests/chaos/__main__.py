@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.chaos import faults, rollout_faults
-from tests.chaos.accounting import Verdict, judge
+from tests.chaos.accounting import Acknowledged, Verdict, judge
 from tests.chaos.cluster import PrivateCluster
 from tests.chaos.disk import can_mount
 from tests.chaos.faults import FAULTS, STEPS_AFTER, Fault
@@ -135,9 +135,9 @@ def inject(series: Sequence[Fault], *, folder: Path, seed: int, minutes: float =
 def begin_or_go_on(run: ChaosRun) -> None:
     """Start the run, or go on with the one of an earlier series."""
     if run.checkpoint_step:
-        run.load()
         run.resume()
     else:
+        run.acknowledged = Acknowledged()  # of a run that didn't come to a checkpoint nothing is gone on with
         run.start()
 
 

@@ -51,7 +51,8 @@ class ChaosRun:
         self.cluster = cluster
         self.disk = SmallDisk(folder)
         self.run_folder = self.disk.path / "run"
-        self.acknowledged = Acknowledged()
+        self._note = folder / "acknowledged.json"
+        self.acknowledged = Acknowledged.read(self._note) if self._note.exists() else Acknowledged()  # now: what fails later saves no less
         self._overrides = overrides
         self._driver: subprocess.Popen[str] | None = None
         self._log = (folder / "driver.log").open("a")
@@ -100,11 +101,7 @@ class ChaosRun:
     def save(self) -> None:
         """Keep what was acknowledged for a later series."""
         self.note_acknowledged()
-        self.acknowledged.write(self.folder / "acknowledged.json")
-
-    def load(self) -> None:
-        """Take in what an earlier series has kept."""
-        self.acknowledged = Acknowledged.read(self.folder / "acknowledged.json")
+        self.acknowledged.write(self._note)
 
     def close(self) -> None:
         """Give the disk back."""

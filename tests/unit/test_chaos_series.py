@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
-from tests.chaos.__main__ import draw
-from tests.chaos.accounting import Verdict
+import pytest
+
+from tests.chaos import disk
+from tests.chaos.__main__ import draw, inject
+from tests.chaos.accounting import Accepted, Acknowledged, Verdict
+from tests.chaos.cluster import PrivateCluster
 from tests.chaos.faults import Fault, Injection
 from tests.chaos.report import by_fault, table
 from tests.chaos.rollout_faults import replaced
@@ -79,3 +84,17 @@ def test_a_rollout_actor_is_got_over_only_when_its_successor_serves():
     assert injection.whole()
     run.roles["rollout"] = [1, 2]
     assert not injection.whole(), "the one that was hit is still there"
+
+
+def test_a_slice_that_does_not_come_to_start_leaves_the_note_of_those_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    note = Acknowledged(groups={"p1@0": Accepted(turn=0, contents={"p1@0/0": 7})}, taken_back=2)
+    note.write(tmp_path / "acknowledged.json")
+    monkeypatch.setattr(disk, "_mounted", lambda path: False)
+
+    def fails(cluster: PrivateCluster) -> None:
+        raise RuntimeError("no cluster today")
+
+    monkeypatch.setattr(PrivateCluster, "start", fails)
+    with pytest.raises(RuntimeError, match="no cluster today"):
+        inject([], folder=tmp_path, seed=1)
+    assert Acknowledged.read(tmp_path / "acknowledged.json") == note
