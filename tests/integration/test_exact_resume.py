@@ -1,4 +1,4 @@
-"""A run in two stages, interrupted between them by Ctrl-C and in the second by kill -9, is the run that never was, bit for bit.
+"""A run in two stages that is interrupted, by Ctrl-C or kill -9, and resumed is the run that never was, bit for bit.
 
 The run is the shipped recipe `rethinking`, scaled down: forced rethinking happens in the second stage.
 """
@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -39,7 +40,7 @@ WORDS = (
 EVALUATIONS = ["before training", "after step 2", "after stage grpo", "after step 4", "after training"]
 RAY_AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}  # they look for their dead parent now and then only, and end by themselves
 
-pytestmark = pytest.mark.timeout(1200)  # two fixtures make four starts between them
+pytestmark = pytest.mark.timeout(1200)  # two fixtures make several starts between them
 
 
 def killed(command: list[str], *, after: str) -> str:
@@ -68,23 +69,30 @@ def whole(workshop: Workshop, train, cold_start) -> Path:
     return workshop.run_folder("whole")
 
 
-@pytest.fixture(scope="module")
-def resumed(workshop: Workshop, train, cold_start) -> Path:
-    """Ended by Ctrl-C while the second stage's engines start, its successor by kill -9 a step after a checkpoint."""
-    starts = itertools.count(1)
+INSIDE, TWICE = "Ctrl-C in the second stage", "Ctrl-C between the stages, kill -9 in the second"
 
-    def second_start(line: str) -> bool:  # the first stage's engines have ended by then
-        return line.startswith("starting the replay") and "done in" not in line and next(starts) == 2
 
-    words = [*WORDS, f"model.path={cold_start}"]
-    said = interrupted(workshop.command("resumed", *words, recipe=RECIPE), when=second_start)
-    assert "after stage grpo" not in said and "run.resume=true" in said
-    words.append("run.resume=true")
-    said = killed(workshop.command("resumed", *words, recipe=RECIPE), after="step 5/")
-    assert "restoring step-000003" in said and "training grpo" not in said, said
-    result = train("resumed", *words, recipe=RECIPE)
+@pytest.fixture(scope="module", params=[INSIDE, pytest.param(TWICE, marks=pytest.mark.long)])
+def resumed(request: pytest.FixtureRequest, workshop: Workshop, train, cold_start) -> Path:
+    """A run of the same settings, ended before its time, a step after a checkpoint at last."""
+    name, words = f"resumed-{request.param_index}", [*WORDS, f"model.path={cold_start}"]
+    if request.param == INSIDE:
+        said = interrupted(workshop.command(name, *words, recipe=RECIPE), when=lambda line: line.startswith("step 5/"))
+        assert "after stage grpo" in said and "run.resume=true" in said
+    else:
+        said = interrupted(workshop.command(name, *words, recipe=RECIPE), when=second_start())
+        assert "after stage grpo" not in said and "run.resume=true" in said
+        said = killed(workshop.command(name, *words, "run.resume=true", recipe=RECIPE), after="step 5/")
+        assert "restoring step-000003" in said and "training grpo" not in said, said
+    result = train(name, *words, "run.resume=true", recipe=RECIPE)
     assert result.returncode == 0 and "restoring step-000004" in result.stdout, result.stdout[-4000:]
-    return workshop.run_folder("resumed")
+    return workshop.run_folder(name)
+
+
+def second_start() -> Callable[[str], bool]:
+    """Whether a line says that engines start for the second time; the first stage's have ended by then."""
+    starts = itertools.count(1)
+    return lambda line: line.startswith("starting the replay") and "done in" not in line and next(starts) == 2
 
 
 def measured(folder: Path) -> list[dict[str, float]]:
