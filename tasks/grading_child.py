@@ -11,7 +11,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
@@ -31,12 +31,13 @@ class Child:
     Its time is counted in seconds that it was let run; those that it gave way to others are left out.
     """
 
-    def __init__(self, memory_bytes: int, *, close: Sequence[Connection]) -> None:
+    def __init__(self, memory_bytes: int, *, close: Sequence[Connection], rehearse: Callable[[], None] = lambda: None) -> None:
         """Fork.
 
         Args:
             memory_bytes: its address space.
             close: connections of the parent that it must not hold open.
+            rehearse: what it does before its first answer.
         """
         self.pipe, theirs = Pipe()
         self.request_id = -1
@@ -51,6 +52,7 @@ class Child:
                 for connection in (self.pipe, *close):
                     connection.close()
                 _confine(memory_bytes)
+                rehearse()
                 _compare_for_ever(theirs)
             finally:
                 os._exit(1)

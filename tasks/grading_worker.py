@@ -1,6 +1,6 @@
 r"""The process in which untrusted answers are compared; started by tasks.grading_processes, never imported by it but for its constants.
 
-It imports math-verify (and the scorers that users name) once and forks children that do the work, one of them more than are at work, so
+It imports math-verify (and the scorers that users name) once and forks children that do the work, some of them more than are at work, so
 that the next answer never waits for a fork. When an answer hangs, exhausts memory or crashes, only its child dies. An answer that takes
 long is set aside: the next one starts in the spare child at once, and the slow one goes on whenever this process has no ordinary answer to
 compare. When all places for slow ones are taken, it is given back to be compared again when there is one. Messages are JSON, so that a
@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -41,7 +42,7 @@ _FULL_PRIORITY_SHARE = 0.2  # of its limit that a slow answer has a processor at
 _SHORTEST_POLL_S = 0.002
 _IDLE_POLL_S = 5.0  # how soon an orphan notices that its owner is gone
 _ANSWERS_PER_CHILD = 5000  # the algebra system's caches grow; a new child starts with small ones
-_READY_CHILDREN = 2  # kept at most; one is made when there is none
+_READY_CHILDREN = 3  # with their memory in use, which a new child's first answers would wait for; a burst of hung answers takes one each
 
 # What the algebra system learns from these (imports, tables of its grammar), children have from their first answer on.
 _REHEARSAL = (
@@ -79,8 +80,7 @@ def main(timeout_s: float, memory_bytes: int) -> None:
     for stream in (0, 1):
         os.dup2(nothing, stream)
     logging.disable(logging.CRITICAL)
-    for candidate, gold in _REHEARSAL:
-        compare(candidate, gold, AnswerType(), form="boxed")
+    rehearse()
     gc.collect()
     gc.freeze()
     owner = os.getppid()
@@ -96,6 +96,12 @@ def main(timeout_s: float, memory_bytes: int) -> None:
         lanes.close()
 
 
+def rehearse() -> None:
+    """Compare typical answers."""
+    for candidate, gold in _REHEARSAL:
+        compare(candidate, gold, AnswerType(), form="boxed")
+
+
 class Lanes:
     """The children of one grader process: one at work on an ordinary answer, some on slow ones, and ready ones."""
 
@@ -108,7 +114,8 @@ class Lanes:
         self._last_ordinary = 0.0
         self._scorers: set[str] = set()
         self._usual_s: dict[str, float] = defaultdict(float)  # of a processor, by scorer; "" is the algebra system
-        self._spare()
+        for _ in range(_READY_CHILDREN):
+            self._spare(rehearse)
 
     def step(self) -> None:
         """Wait for a request, a reply or a limit, and act on it.
@@ -134,6 +141,8 @@ class Lanes:
         self._share_the_processor()
         if not self._ready and (self._ordinary is not None or not self._requests.poll()):
             self._spare()
+        elif len(self._ready) < _READY_CHILDREN and self._is_quiet():
+            self._spare(rehearse)
 
     def close(self) -> None:
         """Kill the children."""
@@ -149,7 +158,7 @@ class Lanes:
         if self._ordinary is not None:
             processor_s, idle_s = self._patience(self._ordinary)
             looks += [processor_s - self._ordinary.processor_s(), idle_s - self._ordinary.used_s()]
-        elif self._slow:
+        elif self._slow or len(self._ready) < _READY_CHILDREN:
             looks.append(max(self._last_ordinary + _QUIET_S - time.monotonic(), 0.0) or self._timeout_s / 10)
         return max(min(looks), _SHORTEST_POLL_S) if looks else _IDLE_POLL_S
 
@@ -175,12 +184,16 @@ class Lanes:
 
     def _share_the_processor(self) -> None:
         """Stop slow answers while there are ordinary ones, and let them go on when there are none."""
-        quiet = self._ordinary is None and time.monotonic() - self._last_ordinary >= _QUIET_S
+        quiet = self._is_quiet()
         for child in self._slow:
             # Where ordinary ones come without a pause, slow ones would wait for ever. What they can't use on a busy machine is no share.
             child.let_run(quiet or child.used_s() < _LEAST_SHARE * (child.gave_way_s() - self._timeout_s))
             if not child.lowered and child.processor_s() >= _FULL_PRIORITY_SHARE * self._timeout_s:
                 child.lower()
+
+    def _is_quiet(self) -> bool:
+        """Whether no ordinary answer has come for a while."""
+        return self._ordinary is None and time.monotonic() - self._last_ordinary >= _QUIET_S
 
     def _take(self, message: bytes) -> None:
         request = json.loads(message)
@@ -246,9 +259,9 @@ class Lanes:
             child.kill()
         self._ready.clear()
 
-    def _spare(self) -> None:
+    def _spare(self, rehearsal: Callable[[], None] = lambda: None) -> None:
         ends = [self._requests, self._replies, *(child.pipe for child in (*self._busy(), *self._ready))]
-        self._ready.append(Child(self._memory_bytes, close=ends))
+        self._ready.append(Child(self._memory_bytes, close=ends, rehearse=rehearsal))
 
 
 if __name__ == "__main__":

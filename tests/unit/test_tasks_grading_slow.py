@@ -93,7 +93,7 @@ def test_a_process_never_has_more_children_than_it_may(pool, tmp_path):
         await asyncio.gather(*slow)
         return most
 
-    assert PLACES < asyncio.run(run()) <= PLACES + 3  # the slow ones, one at work, two ready
+    assert PLACES < asyncio.run(run()) <= PLACES + 4  # the slow ones, one at work, three ready
 
 
 def test_slow_answers_outlive_their_process(pool, tmp_path):
