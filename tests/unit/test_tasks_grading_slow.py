@@ -157,3 +157,16 @@ def test_time_in_which_an_answer_gives_way_is_not_counted(tmp_path):
         assert child.answer() == ("equal", 1.0)
     finally:
         child.kill()
+
+
+def test_a_child_without_memory_for_its_rehearsal_is_still_there_for_an_answer():
+    def rehearse():
+        raise MemoryError
+
+    child = Child(2 << 30, close=[], rehearse=rehearse)
+    try:
+        asked = request(1, QUICK)
+        child.ask(asked, json.dumps(asked).encode())
+        assert child.pipe.poll(DEADLINE_S) and child.answer() == ("equal", 1.0)
+    finally:
+        child.kill()
