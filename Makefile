@@ -48,7 +48,7 @@ trackers: setup build/trackers ## Test Weights & Biases and MLflow, whose packag
 build/trackers:
 	$(PIP) install --quiet --target $@ "wandb>=0.19" "mlflow>=3.0"
 
-recipes: setup ## Run every shipped recipe with the tiny model and sizes scaled down; takes some minutes
+recipes: setup ## Run every shipped recipe with the tiny model and sizes scaled down, a minute or two each
 	$(BIN)/python -m pytest tests/integration/test_recipes.py
 
 test-examples: setup ## Test the example of a task of one's own as well; its reasoning-gym needs a compiler to install
