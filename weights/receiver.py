@@ -6,10 +6,12 @@ workers, through worker_extension_cls; it must not know Ray, DeepSpeed or prompt
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
 from safetensors.torch import load_file
+from tqdm import tqdm
 from vllm.config import set_current_vllm_config
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
@@ -201,5 +203,7 @@ def _close_broken_reload(engine: Any) -> None:
     engine.touched = False
 
 
+# vLLM loads a model behind a progress bar, whose lock is a named semaphore in shared memory that a killed process leaves there.
+tqdm.set_lock(threading.RLock())
 WeightTransferEngineFactory.register_engine(SHARED_MEMORY_BACKEND, SharedMemoryWeightTransferEngine)
 WeightTransferEngineFactory.register_engine(NCCL_BACKEND, "weights.nccl_receiver", "CheckedNcclWeightTransferEngine")

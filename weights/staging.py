@@ -1,26 +1,24 @@
 """Files in shared memory, where an engine's process reads weights without a copy.
 
-Owns the folder of one process and its cleaning. Must not know vLLM, DeepSpeed, Ray or what is in the files.
+Owns the files of one process. Must not know vLLM, DeepSpeed, Ray or what is in the files.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from weights.manifest import WeightManifest, WeightUpdateError
+from weights.owned_folder import OwnedFolder
 
 _PREFIX = "rethinker-weights-"
-_LOCK = "owner.lock"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,8 +32,7 @@ class StagedUpdate:
 class StagingArea:
     """A folder in shared memory for the weights of one process, readable by its owner only.
 
-    The folder is locked for as long as the process lives; folders whose process has died are removed by the next
-    process that opens a staging area on the node, so a crash leaves nothing behind for longer than that.
+    What a killed process leaves is removed by the next one that opens a staging area on the node (see OwnedFolder).
 
     Args:
         root: where to put the folder; None: /dev/shm when it can be written to, else the system's temporary folder.
@@ -43,13 +40,12 @@ class StagingArea:
 
     def __init__(self, root: str | None = None) -> None:
         self._root = Path(root) if root is not None else shared_memory_root()
-        remove_abandoned(self._root)
-        self._folder, self._lock = _make_folder(self._root)
+        self._owned = OwnedFolder(self._root, _PREFIX)
 
     @property
     def folder(self) -> Path:
         """The folder of this process."""
-        return self._folder
+        return self._owned.path
 
     def allocate(self, name: str, sizes: Sequence[int]) -> tuple[tuple[str, ...], list[NDArray[np.uint8]]]:
         """Make files of given sizes that only their owner can read, with all of their memory reserved.
@@ -64,7 +60,7 @@ class StagingArea:
         Raises:
             WeightUpdateError: when there is no room; nothing is left behind.
         """
-        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self._folder))
+        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
         try:
             paths = [_reserve(folder / f"{index:05d}.safetensors", size) for index, size in enumerate(sizes)]
             return tuple(map(str, paths)), [np.asarray(np.memmap(path, dtype=np.uint8, mode="r+")) for path in paths]
@@ -83,8 +79,7 @@ class StagingArea:
 
     def close(self) -> None:
         """Remove the folder; safe to call twice."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._lock.close()
+        self._owned.close()
 
     def __enter__(self) -> StagingArea:
         return self
@@ -105,54 +100,6 @@ def shared_memory_root(room_bytes: int = 0) -> Path:
     shared = Path("/dev/shm")
     usable = shared.is_dir() and os.access(shared, os.W_OK) and shutil.disk_usage(shared).free > room_bytes
     return shared if usable else Path(tempfile.gettempdir())
-
-
-def remove_abandoned(root: Path) -> list[Path]:
-    """Remove staging folders of this user whose process no longer lives.
-
-    Args:
-        root: the folder of the folders.
-
-    Returns:
-        What was removed.
-    """
-    removed = []
-    for folder in root.glob(f"{_PREFIX}*"):
-        try:
-            if folder.stat().st_uid != os.getuid():
-                continue
-            _lock(folder / _LOCK, create=False).close()  # nobody holds it: its process has died
-        except OSError:
-            continue  # held by a living process, just being made, or just removed by another one
-        shutil.rmtree(folder, ignore_errors=True)
-        removed.append(folder)
-    return removed
-
-
-def _make_folder(root: Path) -> tuple[Path, IO[bytes]]:
-    """A new folder of mode 0700 with its lock held. Another process may find it in the instant before and take it for abandoned."""
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
-        try:
-            lock = _lock(folder / _LOCK)
-        except OSError:
-            if not root.is_dir() or not os.access(root, os.W_OK):
-                raise
-            continue
-        if (folder / _LOCK).exists():
-            return folder, lock
-        lock.close()
-
-
-def _lock(path: Path, *, create: bool = True) -> IO[bytes]:
-    """Take the exclusive lock that dies with the process. Raises OSError when another process holds it."""
-    file = path.open("wb" if create else "rb+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise
-    return file
 
 
 def _reserve(path: Path, size: int) -> Path:

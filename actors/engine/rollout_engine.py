@@ -1,12 +1,11 @@
 """The engine as the rollout role sees it: starting, sampling, scoring, closing.
 
-Owns the life of vLLM's processes and the form of requests and answers. Must not know Ray, rewards, replay or the learner.
+Owns the form of requests and answers, and who may ask when. Must not know Ray, rewards, replay or the learner.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import uuid
 from collections.abc import Coroutine, Sequence
@@ -16,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.engine.errors import EngineError, PromptRefusedError, refusals
-from actors.engine.metrics import ray_stat_loggers
-from actors.engine.processes import child_processes, condition_of, end_processes, vllm_processes_since
+from actors.engine.launch import LaunchedEngine, launch
+from actors.engine.processes import condition_of
 from actors.engine.requests import Completion, completion, engine_prompt, sampling_limits, spread_seed
 from actors.engine.settings import engine_arguments, set_environment
 from actors.engine.together import admit, final_output
@@ -29,9 +28,7 @@ from weights.staging import StagedUpdate
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_CLOSE_TIMEOUT_S = 1.0  # for the engine's processes to end by themselves; they hold nothing that is worth more patience
 _STAMP_TIMEOUT_S = 30.0  # for the first answer after the start
-_ABANDON_TIMEOUT_S = 30  # for a start that took too long to notice that its processes are ended
 
 
 class RolloutEngine:
@@ -78,7 +75,7 @@ class RolloutEngine:
         self._reports = metrics_name is not None
         self._engine: Any = None
         self._updates: WeightUpdater | None = None
-        self._processes: list[Any] = []  # psutil.Process of everything that vLLM started
+        self._launched: LaunchedEngine | None = None
         self._tokenizer: Any = None
         self._image_token_id = image_pad_id
         self._limits: tuple[Sequence[int], dict[str, Any]] | None = None
@@ -90,7 +87,7 @@ class RolloutEngine:
 
     def condition(self) -> str:
         """How the engine's processes are: "running", "stopped" or "gone"; see processes.condition_of."""
-        return condition_of(self._processes)
+        return condition_of(self._launched.processes if self._launched is not None else ())
 
     async def start(self, version: int = 0) -> None:
         """Start the engine's processes and load the model.
@@ -102,19 +99,10 @@ class RolloutEngine:
             EngineError: when it fails or takes longer than rollout.start_timeout_s.
         """
         set_environment(self._device, rollout=self._rollout, local_model=os.path.isdir(self._model_path))
-        before = child_processes()
-        built: list[Any] = []
-        starting = asyncio.ensure_future(asyncio.to_thread(_build_engine, self._arguments, built, self._reports))
-        done, _ = await asyncio.wait({starting}, timeout=self._rollout.start_timeout_s)
-        self._processes = vllm_processes_since(before)
-        if not done:
-            await _abandon_start(starting, built, before)
-            raise EngineError(f"{self._name} did not start within {self._rollout.start_timeout_s:.0f} s")
-        failure = starting.exception()
-        if failure is not None:
-            await asyncio.to_thread(end_processes, self._processes, grace_s=0.0)
-            raise EngineError(f"{self._name} did not start: {failure}") from failure
-        self._engine = built.pop()
+        self._launched = await launch(
+            self._arguments, name=self._name, reports=self._reports, timeout_s=self._rollout.start_timeout_s
+        )
+        self._engine = self._launched.vllm
         self._tokenizer = self._engine.get_tokenizer()
         if self._image_token_id is None:
             self._image_token_id = getattr(self._engine.model_config.hf_config, "image_token_id", None)
@@ -122,15 +110,10 @@ class RolloutEngine:
         await self._updates.stamp(version, _STAMP_TIMEOUT_S)
 
     async def close(self) -> None:
-        """End the engine and every process that it started; safe to call twice."""
-        engine, self._engine, self._updates = self._engine, None, None
-        if engine is not None:
-            if engine.output_handler is not None and engine.get_num_unfinished_requests() == 0:
-                engine.output_handler.cancel()  # it would log the end of its processes as an error
-            await asyncio.to_thread(engine.shutdown, _CLOSE_TIMEOUT_S)
-            del engine
-            gc.collect()  # vLLM's engine sits in reference cycles and complains when it is collected at the interpreter's exit
-        await asyncio.to_thread(end_processes, self._processes, grace_s=_CLOSE_TIMEOUT_S)
+        """End the engine with its processes and files; safe to call twice."""
+        self._engine = self._updates = None
+        if self._launched is not None:
+            await self._launched.close()
 
     async def health(self) -> None:
         """Return when the engine can sample.
@@ -395,23 +378,3 @@ class RolloutEngine:
         if output is None:
             raise EngineError(f"{self._name} ended request {request_id} without an answer")
         return output
-
-
-def _build_engine(arguments: dict[str, Any], built: list[Any], reports: bool) -> None:
-    """Start vLLM, which takes 10 to 30 s, and put the engine into the list: a future's result would outlive close."""
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    loggers = ray_stat_loggers() if reports else None
-    built.append(AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=loggers))
-
-
-async def _abandon_start(starting: asyncio.Future[None], built: list[Any], before: set[Any]) -> None:
-    """End vLLM's processes, also those that it only now starts, until its start has returned with an error."""
-    for _ in range(_ABANDON_TIMEOUT_S):
-        await asyncio.to_thread(end_processes, vllm_processes_since(before), grace_s=0.0)
-        done, _ = await asyncio.wait({starting}, timeout=1.0)
-        if done:
-            break
-    if starting.done() and starting.exception() is None:
-        await asyncio.to_thread(built.pop().shutdown, _CLOSE_TIMEOUT_S)

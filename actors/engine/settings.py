@@ -34,8 +34,10 @@ def _platform(device: Device, rollout: RolloutConfig) -> _Platform:
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             # vLLM binds threads to cores by itself and takes the same cores in every engine of a machine.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            # OpenMP threads that wait by spinning take the core from the learner beside them.
+            # OpenMP threads that wait by spinning take the core from the learner beside them; a few microseconds of it save
+            # a small model a call of the kernel between two operations (an eighth of the time, docs/benchmarks.md).
             "OMP_WAIT_POLICY": "PASSIVE",
+            "GOMP_SPINCOUNT": "1000",
             # The few torch.compile'd helpers of the sampler would call a C++ compiler, which users need not have.
             "TORCHDYNAMO_DISABLE": "1",
         },

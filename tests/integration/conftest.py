@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -78,11 +80,13 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Worksh
 
 @pytest.fixture(scope="session")
 def train(workshop: Workshop) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the command to its end, and see that no process of it is left."""
+    """Run the command to its end, and see that no process and no temporary file of it is left."""
 
     def run(name: str, *words: str, recipe: str = "quickstart") -> subprocess.CompletedProcess[str]:
         command = workshop.command(name, *words, recipe=recipe)
-        process = subprocess.Popen(command, cwd=ROOT, env=clean_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        temporary = Path(tempfile.mkdtemp(prefix="rt", dir="/tmp"))  # short: sockets lie below it
+        environment = clean_environment() | {"TMPDIR": str(temporary), "RAY_TMPDIR": "/tmp"}  # Ray keeps the logs of its sessions there
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         started = Descendants(process.pid)
         over = threading.Event()
         measuring = threading.Thread(target=lambda: workshop.peaks.__setitem__(name, started.peak_bytes(over)))
@@ -94,6 +98,9 @@ def train(workshop: Workshop) -> Callable[..., subprocess.CompletedProcess[str]]
             over.set()
             measuring.join()
         started.must_be_gone()
+        left = [path.name for path in temporary.iterdir() if not path.name.startswith("torchinductor_")]  # torch's cache, one a user
+        assert not left, f"the run left {left} in the temporary folder"
+        shutil.rmtree(temporary)
         return subprocess.CompletedProcess(process.args, process.returncode, output, "")
 
     return run

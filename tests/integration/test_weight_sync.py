@@ -404,7 +404,7 @@ def test_killed_engine_is_told_and_closing_still_works(served: Served, tmp_path:
     async def check() -> None:
         request = asyncio.create_task(served.generate(n=4, max_tokens=64))
         await asyncio.sleep(0.05)
-        for process in served.engine._processes:
+        for process in served.engine._launched.processes:
             process.kill()
         with pytest.raises(EngineError, match="r0 died"):
             await asyncio.wait_for(request, 30)

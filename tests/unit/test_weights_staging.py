@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from weights.manifest import WeightUpdateError
-from weights.staging import StagingArea, remove_abandoned, shared_memory_root
+from weights.owned_folder import remove_abandoned
+from weights.staging import StagingArea, shared_memory_root
 
 
 def test_files_are_memory_that_only_their_owner_can_read(tmp_path: Path) -> None:
@@ -81,5 +82,5 @@ def test_folder_of_a_killed_process_is_removed_by_the_next(tmp_path: Path) -> No
 def test_folders_that_are_not_staging_areas_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "rethinker-weights-no-lock").mkdir()
     (tmp_path / "other").mkdir()
-    assert remove_abandoned(tmp_path) == []
+    assert remove_abandoned(tmp_path, "rethinker-weights-") == []
     assert len(list(tmp_path.iterdir())) == 2
