@@ -47,6 +47,7 @@ from tasks.prompts import PromptEncoder, allowed_token_ids, load_tokenizer
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "conf" / "experiment" / "quickstart.yaml"
 PORT = 29731  # of the single learner rank, on loopback
+CORES = 2  # in the synchronous mode rollout actors and learner ranks take turns on them
 WARM_STEPS = 1  # of each process, not counted
 
 
@@ -56,29 +57,31 @@ def main() -> None:
     parser.add_argument("--model", required=True, type=Path, help="cold-started quickstart model")
     parser.add_argument("--trl-python", type=Path, help="Python of a virtual environment with TRL; without it `system` is left out")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=CORES, help="rollout actors, and learner ranks, on our side of `system`")
     parser.add_argument("--steps", type=int, default=3, help="counted steps of a round of `system`")
     parser.add_argument("--only", choices=("system", "rollout", "update"))
     arguments = parser.parse_args()
     config = load_config(str(QUICKSTART), [f"model.path={arguments.model}", "coldstart.steps=0", "replay.mode=none"])
     print(conditions("python -m benchmarks.end_to_end " + " ".join("PATH" if Path(word).is_absolute() else word for word in sys.argv[1:])))
     if arguments.only in (None, "system") and arguments.trl_python:
-        print(system(config, arguments.trl_python, rounds=arguments.rounds, steps=arguments.steps), flush=True)
+        ours = system(config, arguments.trl_python, rounds=arguments.rounds, steps=arguments.steps, workers=arguments.workers)
+        print(ours, flush=True)
     if arguments.only in (None, "rollout"):
         print(asyncio.run(rollout(config, rounds=arguments.rounds)), flush=True)
     if arguments.only in (None, "update"):
         print(update(config, rounds=arguments.rounds), flush=True)
 
 
-def system(config: Config, trl_python: Path, *, rounds: int, steps: int) -> str:
+def system(config: Config, trl_python: Path, *, rounds: int, steps: int, workers: int) -> str:
     """Whole steps of both systems, in processes of their own, one after the other in each round."""
     ours: list[float] = []
     theirs: list[float] = []
     for _ in range(rounds):
         theirs += [trajectories / s for s, trajectories in _trl_steps(config, trl_python, steps)]
-        ours += [trajectories / s for s, trajectories in _rethinker_steps(config, steps)]
+        ours += [trajectories / s for s, trajectories in _rethinker_steps(config, steps, workers)]
     return table(
         f"Training step, {config.algorithm.prompts_per_step} prompts x {config.algorithm.samples_per_prompt}, one update",
-        Series("Rethinker, synchronous, 1 rollout actor, 1 learner rank", ours, "trajectories/s"),
+        Series(f"Rethinker, synchronous, {workers} rollout actors, {workers} learner ranks", ours, "trajectories/s"),
         Series("TRL GRPOTrainer, Hugging Face generate", theirs, "trajectories/s"),
     )
 
@@ -103,12 +106,13 @@ def _trl_steps(config: Config, python: Path, steps: int) -> list[tuple[float, in
     return [(seconds, result["trajectories"]) for seconds in result["seconds"][WARM_STEPS:]]
 
 
-def _rethinker_steps(config: Config, steps: int) -> list[tuple[float, int]]:
+def _rethinker_steps(config: Config, steps: int, workers: int) -> list[tuple[float, int]]:
     with tempfile.TemporaryDirectory() as folder:
         words = [
             f"model.path={config.model.path}", "coldstart.steps=0", "replay.mode=none", "data.categories=[shapes]", f"run.dir={folder}/run",
             f"run.num_steps={steps + WARM_STEPS}", "data.generate=", "data.test_path=", "checkpoint.every_steps=0",
-            "cluster.dashboard=false",
+            "cluster.dashboard=false", f"cluster.num_cpus={2 * workers}", f"rollout.num_actors={workers}", f"learner.num_ranks={workers}",
+            *(f"{role}.threads={max(CORES // workers, 1)}" for role in ("rollout", "learner")),
         ]  # fmt: skip
         command = [sys.executable, "-m", "cluster", "train", str(QUICKSTART), *words]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
