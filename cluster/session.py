@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import ray
 
+from actors.engine.launch import remove_abandoned_folders
 from cluster.ending import end_side_daemons, interruptible, local_processes
 from cluster.placement import Node, check_placement
 from conf.resources import placement_requests
@@ -77,26 +78,38 @@ def connected(config: Config) -> Iterator[None]:
     # Ray would otherwise set the number of threads for each worker by its CPUs; threads are settings of the roles
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
-    with interruptible():
-        if address is None:
-            with local_processes():
-                try:
-                    ray.init(
-                        address="local",
-                        namespace=NAMESPACE,
-                        num_cpus=config.cluster.num_cpus,
-                        object_store_memory=config.cluster.object_store_bytes,
-                        include_dashboard=config.cluster.dashboard,
-                        dashboard_host=config.cluster.dashboard_host,
-                        log_to_driver=config.cluster.log_to_driver,
-                    )
-                    yield
-                finally:
-                    end_side_daemons()
-                    ray.shutdown()
-        else:
-            ray.init(address=address, namespace=NAMESPACE, log_to_driver=config.cluster.log_to_driver)
+    with interruptible(), _local_cluster(config) if address is None else _existing_cluster(config, address):
+        yield
+
+
+@contextmanager
+def _local_cluster(config: Config) -> Iterator[None]:
+    """A cluster of this run's own, of which nothing is left."""
+    try:
+        with local_processes():
             try:
+                ray.init(
+                    address="local",
+                    namespace=NAMESPACE,
+                    num_cpus=config.cluster.num_cpus,
+                    object_store_memory=config.cluster.object_store_bytes,
+                    include_dashboard=config.cluster.dashboard,
+                    dashboard_host=config.cluster.dashboard_host,
+                    log_to_driver=config.cluster.log_to_driver,
+                )
                 yield
             finally:
+                end_side_daemons()
                 ray.shutdown()
+    finally:
+        remove_abandoned_folders()  # of rollout actors that were killed
+
+
+@contextmanager
+def _existing_cluster(config: Config, address: str) -> Iterator[None]:
+    """Somebody's cluster, which goes on."""
+    ray.init(address=address, namespace=NAMESPACE, log_to_driver=config.cluster.log_to_driver)
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -21,7 +21,7 @@ import psutil
 from actors.engine.errors import EngineError
 from actors.engine.metrics import ray_stat_loggers
 from actors.engine.processes import child_processes, end_processes, vllm_processes_since
-from weights.owned_folder import OwnedFolder
+from weights.owned_folder import OwnedFolder, remove_abandoned
 
 _CLOSE_TIMEOUT_S = 1.0  # for the engine's processes to end by themselves; they hold nothing that is worth more patience
 _ABANDON_TIMEOUT_S = 30  # for a start that took too long to notice that its processes are ended
@@ -85,6 +85,11 @@ async def launch(arguments: dict[str, Any], *, name: str, reports: bool, timeout
         folder.close()
         raise
     return LaunchedEngine(vllm=built.pop(), processes=processes, folder=folder)
+
+
+def remove_abandoned_folders() -> None:
+    """Remove the files of engines on this machine whose process was killed."""
+    remove_abandoned(_folder_root(), _FOLDER_PREFIX)
 
 
 def _folder_root() -> Path:
