@@ -33,6 +33,7 @@ from replay.requests import SampleRequest
 from replay.snapshot import Saved, write_snapshot
 
 MIN_COMPACTION_BYTES = 64 * 2**20  # below it a journal isn't worth a new base
+SEGMENTS_TO_ROWS = 2  # bytes of segments for each byte of rows before a base replaces them: each byte inserted is written 1.5 times
 
 
 class DurableReplay:
@@ -64,8 +65,8 @@ class DurableReplay:
 
     @property
     def wants_compaction(self) -> bool:
-        """Whether the segments outweigh what they lead to."""
-        return self._older_bytes + self._writer.num_bytes > max(MIN_COMPACTION_BYTES, self.buffer.stats()["bytes"])
+        """Whether the segments outweigh what they lead to by far."""
+        return self._older_bytes + self._writer.num_bytes > max(MIN_COMPACTION_BYTES, SEGMENTS_TO_ROWS * self.buffer.stats()["bytes"])
 
     def insert(
         self, batch: pa.RecordBatch, turns: Mapping[str, int] | None = None, images: Mapping[str, bytes] | None = None
