@@ -170,7 +170,8 @@ def test_a_forced_evaluation_goes_on_greedily(stage: Stage) -> None:
     none, forced, bound = answers
     assert none.forced is None and forced.response == bound.response
     if forced.passed_over:
-        assert forced.passed_over == "unfinished" and forced.response == none.response
+        # what weights of noise answer greedily may have no end, or hold nothing to rethink
+        assert forced.passed_over in ("unfinished", "empty") and forced.response == none.response
     else:
         assert forced.response.startswith(none.response) and forced.num_response_tokens > none.num_response_tokens
 
