@@ -35,12 +35,6 @@ class OwnedFolder:
         shutil.rmtree(self.path, ignore_errors=True)
         self._lock.close()
 
-    def __enter__(self) -> OwnedFolder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
 
 def remove_abandoned(root: Path, prefix: str) -> list[Path]:
     """Remove folders of this user whose process no longer lives.

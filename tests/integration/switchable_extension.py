@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tqdm import tqdm
+
 from weights.receiver import SharedMemoryWeightTransferEngine, WeightUpdateExtension
 
 _REMEDY = SharedMemoryWeightTransferEngine.rebuild_tied_head
@@ -28,3 +30,7 @@ class SwitchableExtension(WeightUpdateExtension):
     def forget_parameters(self) -> None:
         """As in an engine that has had no update yet: any set of parameters is let through to loading."""
         self.weight_transfer_engine._parameters = None
+
+    def progress_bar_lock(self) -> str:
+        """What kind of lock the progress bars of this process share."""
+        return type(tqdm.get_lock()).__name__

@@ -86,6 +86,13 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             runner.run(engine.close())
             left = [p for p in set(psutil.Process().children(recursive=True)) - before if "VLLM" in p.name()]
             assert not left
+            assert engine._launched is not None and not engine._launched.folder.path.exists()
+
+
+def test_progress_bars_share_a_lock_that_a_killed_process_does_not_leave_behind(served: Served) -> None:
+    assert served.engine._launched is not None
+    assert any(path.is_socket() for path in served.engine._launched.folder.path.iterdir()), "vLLM's sockets lie elsewhere"
+    assert served.runner.run(served.engine._engine.collective_rpc("progress_bar_lock")) == ["RLock"]
 
 
 def test_logprobs_are_huggingface_s_before_and_after_an_update(served: Served) -> None:
