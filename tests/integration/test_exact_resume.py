@@ -151,6 +151,7 @@ def test_the_second_stage_has_its_settings_and_goes_on_where_the_first_ended(res
 def test_what_forced_rethinking_did_is_counted_in_every_evaluation(resumed):
     for result in evaluations_of(resumed).values():
         figures = result["rethinking"]
+        assert figures["forced"] > 0, "no answer was gone on with: the figures below show nothing"
         assert figures["forced"] + sum(figures["passed_over"].values()) == result["questions"] == QUESTIONS
         assert sum(figures["transitions"].values()) == figures["forced"]
         assert figures["accuracy_bound"] >= max(figures["accuracy_none"], figures["accuracy_forced"])
