@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,7 +17,7 @@ from ray.util.metrics import Gauge
 from cluster.health import RoleHealth, RoleState
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class TensorBoard:
 
     def __init__(self, folder: Path, *, step: int = 0) -> None:
         self._folder = folder
-        self._writer: SummaryWriter | None = self._open(purge_step=step + 1)
+        self._writer: EventFileWriter | None = self._open(purge_step=step + 1)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Write a scalar each.
@@ -91,11 +92,14 @@ class TensorBoard:
         Raises:
             OSError: when the disk is full; a later step begins a file of its own.
         """
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
         if self._writer is None:
             self._writer = self._open()
         try:
-            for name, value in metrics.items():
-                self._writer.add_scalar(name, value, step)
+            values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+            self._writer.add_event(Event(step=step, wall_time=time.time(), summary=Summary(value=values)))
             self._writer.flush()
         except OSError:
             self._writer = None  # its thread has ended with the error
@@ -106,10 +110,15 @@ class TensorBoard:
         if self._writer is not None:
             self._writer.close()
 
-    def _open(self, *, purge_step: int | None = None) -> SummaryWriter:
-        from torch.utils.tensorboard import SummaryWriter  # takes seconds, which a command that only reads metrics needn't spend
+    def _open(self, *, purge_step: int | None = None) -> EventFileWriter:
+        # TensorBoard's own writer: PyTorch's is the same behind an import of all of PyTorch, which the driver has no other use for
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        return SummaryWriter(log_dir=str(self._folder), purge_step=purge_step)
+        writer = EventFileWriter(str(self._folder))
+        if purge_step is not None:
+            writer.add_event(Event(step=purge_step, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START)))
+        return writer
 
 
 class RayMetrics:

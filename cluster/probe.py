@@ -18,9 +18,7 @@ from algorithms.types import Prompt, Trajectory
 from cluster.fleet import RolloutFleet
 from cluster.replica import Replica, ReplicaLostError
 from conf.schema import Config, Dtype
-from tasks.errors import BadPromptError
-from tasks.prompts import PromptEncoder, load_tokenizer
-from tasks.worked import WorkedAnswer, supervised_trajectories
+from tasks.worked import WorkedAnswer
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +34,13 @@ class Scorer(Protocol):
         self, trajectories: pa.Table, *, temperature: float | None = None, mask_banned: bool = True
     ) -> list[NDArray[np.float32]]:
         """Log-probs of given responses."""
+
+
+class Encoder(Protocol):
+    """What the learner group is to whoever chooses a probe."""
+
+    async def first_usable(self, answers: Sequence[WorkedAnswer]) -> tuple[int, Trajectory]:
+        """The first worked answer that can be used: its place, and the answer as token ids."""
 
 
 class EngineProbe:
@@ -92,32 +97,22 @@ class EngineProbe:
         return difference
 
 
-def make_probe(config: Config, model_path: str, prompts: Sequence[Prompt]) -> EngineProbe:
+async def make_probe(config: Config, learner: Encoder, prompts: Sequence[Prompt]) -> EngineProbe:
     """Choose the probe of a run: the first usable prompt with a picture, else the first usable one; its response is the answer in a box.
 
     Args:
         config: of the run.
-        model_path: for the tokenizer.
+        learner: which has the tokenizer; the driver needn't load one, nor torch with it.
         prompts: the training prompts.
 
     Returns:
         The same for every process of a run.
 
     Raises:
-        BadPromptError: when none of the first prompts can be used.
+        LearnerGroupError: when none of the first prompts can be used, or the learner doesn't answer.
     """
-    tokenizer = load_tokenizer(model_path)
-    encoder = PromptEncoder.of_run(tokenizer, config.model, config.data)
-    candidates = [prompts[index] for index in range(min(SEARCHED, len(prompts)))]
-    refusal: BadPromptError | None = None
-    for prompt in sorted(candidates, key=lambda prompt: not prompt.image_paths):
-        answer = WorkedAnswer(prompt=prompt, text=f"\\boxed{{{prompt.answer}}}")
-        try:
-            (trajectory,) = supervised_trajectories([answer], encoder=encoder, tokenizer=tokenizer)
-        except BadPromptError as error:
-            refusal = error
-            continue
-        if len(trajectory.response_token_ids) <= config.model.max_response_tokens:
-            limit = config.weights.mismatch_limit
-            return EngineProbe(prompt, trajectory, limit=LIMITS[config.model.dtype] if limit is None else limit)
-    raise BadPromptError(f"none of the first {len(candidates)} prompts can be scored as a probe: {refusal}")
+    candidates = sorted((prompts[index] for index in range(min(SEARCHED, len(prompts)))), key=lambda prompt: not prompt.image_paths)
+    answers = [WorkedAnswer(prompt=prompt, text=f"\\boxed{{{prompt.answer}}}") for prompt in candidates]
+    place, trajectory = await learner.first_usable(answers)
+    limit = config.weights.mismatch_limit
+    return EngineProbe(candidates[place], trajectory, limit=LIMITS[config.model.dtype] if limit is None else limit)

@@ -196,12 +196,12 @@ class _Run:
         self.learner = LearnerGroup(config, str(model_path))
         self.fleet = RolloutFleet(config, str(model_path), self.replay, board=self.control.board, supervised=True)
         with self.progress.phase("starting the replay, learner and rollout actors"):
-            probe, *_ = await asyncio.gather(
-                asyncio.to_thread(make_probe, config, str(model_path), train_data),  # beside them, since it has to load transformers
+            await asyncio.gather(
                 answer_within(self.replay.stats.remote(), START_TIMEOUT_S, "the replay actor to start"),
                 self.learner.start(),
                 self.fleet.start(version=0),
             )
+            probe = await make_probe(config, self.learner, train_data)
         self.controller = Controller(
             config=config,
             ledger=PromptLedger(train_data, seed=config.run.seed, weights=config.data.category_weights),

@@ -21,7 +21,9 @@ from conf.schema import Config
 from weights.manifest import BroadcastOutcome, Part, Shipment
 
 if TYPE_CHECKING:
+    from algorithms.types import Trajectory
     from learner.worker import LearnerWorker
+    from tasks.worked import WorkedAnswer
 
 
 @ray.remote(concurrency_groups={"control": 3})  # one may wait for the disk
@@ -81,6 +83,10 @@ class LearnerRank:
     def score(self, trajectories: pa.Table, temperature: float | None, mask_banned: bool) -> list[NDArray[np.float32]]:
         """Log-probs of given responses, of TRAJECTORY_SCHEMA; see LearnerWorker.score."""
         return self._ready().score_table(trajectories, temperature=temperature, mask_banned=mask_banned)
+
+    def first_usable(self, answers: list[WorkedAnswer]) -> tuple[int, Trajectory]:
+        """The first worked answer that can be used, as a trajectory; see LearnerWorker.first_usable."""
+        return self._ready().first_usable(answers)
 
     def publish(self, version: int, compare: bool) -> Shipment | None:
         """Copy the weights out of training, and put what has changed into the object store; see LearnerWorker.publish.

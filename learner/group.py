@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,10 @@ from conf.resources import learner_bundle
 from conf.schema import Config
 from learner.actor import LearnerRank
 from weights.manifest import BroadcastOutcome, Shipment
+
+if TYPE_CHECKING:
+    from algorithms.types import Trajectory
+    from tasks.worked import WorkedAnswer
 
 DEATH_NOTICE_S = 2.0
 """How long Ray may take to tell of a rank's death, after another rank's error, before that error is blamed."""
@@ -114,6 +118,20 @@ class LearnerGroup:
         """
         table = ray.put(trajectories)
         return (await self._on_all(f"score {trajectories.num_rows} trajectories", "score", table, temperature, mask_banned))[0]
+
+    async def first_usable(self, answers: Sequence[WorkedAnswer]) -> tuple[int, Trajectory]:
+        """Find the first worked answer that can be used: the ranks have the tokenizer, and whoever asks needn't load one.
+
+        Args:
+            answers: at least one.
+
+        Returns:
+            Its place among the answers, and the answer as a trajectory.
+
+        Raises:
+            LearnerGroupError: when there is none, with the reason of the last one, or rank 0 failed or doesn't answer.
+        """
+        return (await self._call("encode an answer", "first_usable", [(list(answers),)], ends_group=False))[0]
 
     async def publish(self, version: int, *, compare: bool = False) -> Shipment:
         """Copy the weights out of training.

@@ -26,7 +26,8 @@ from learner.export import keep_model_files, write_model
 from learner.images import ImageCache
 from learner.policy import PolicyModel
 from learner.update import PolicyUpdate
-from tasks.prompts import allowed_token_ids, load_tokenizer
+from tasks.prompts import PromptEncoder, allowed_token_ids, load_tokenizer
+from tasks.worked import WorkedAnswer, first_usable
 from weights.manifest import BroadcastOutcome
 from weights.publisher import Publication, WeightPublisher
 from weights.source import DeepSpeedWeightSource
@@ -57,11 +58,12 @@ class LearnerWorker:
         if config.learner.threads:
             torch.set_num_threads(config.learner.threads)
         torch.manual_seed(config.run.seed)
+        self._tokenizer = load_tokenizer(str(model_path))
         self._policy = PolicyModel.load(
             model_path,
             dtype=TORCH_DTYPES[config.model.dtype],
             temperature=config.rollout.temperature,
-            allowed_token_ids=allowed_token_ids(load_tokenizer(str(model_path))),
+            allowed_token_ids=allowed_token_ids(self._tokenizer),
             gradient_checkpointing=config.learner.gradient_checkpointing,
             freeze_vision=config.model.freeze_vision,
             trust_remote_code=config.model.trust_remote_code,
@@ -138,6 +140,22 @@ class LearnerWorker:
     ) -> list[NDArray[np.float32]]:
         """The same of a table of TRAJECTORY_SCHEMA."""
         return self.score(from_arrow(trajectories), temperature=temperature, mask_banned=mask_banned)
+
+    def first_usable(self, answers: Sequence[WorkedAnswer]) -> tuple[int, Trajectory]:
+        """Find the first worked answer that a run with these settings can use.
+
+        Args:
+            answers: at least one.
+
+        Returns:
+            Its place among the answers, and the answer as a trajectory.
+
+        Raises:
+            BadPromptError: when there is none.
+        """
+        model = self._config.model
+        encoder = PromptEncoder.of_run(self._tokenizer, model, self._config.data)
+        return first_usable(answers, encoder=encoder, tokenizer=self._tokenizer, max_response_tokens=model.max_response_tokens)
 
     def weight_source(self) -> DeepSpeedWeightSource:
         """The policy's full named tensors, as Hugging Face names them."""

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from algorithms.types import Prompt, Segment, Trajectory, VersionSpan
 from conf.schema import DataConfig
 from tasks.dataset import PromptDataset
-from tasks.errors import DataError
+from tasks.errors import BadPromptError, DataError
 from tasks.images import load_image
 from tasks.prompts import PromptEncoder
 
@@ -108,6 +108,35 @@ def supervised_trajectories(
             )
         )
     return trajectories
+
+
+def first_usable(
+    answers: Sequence[WorkedAnswer], *, encoder: PromptEncoder, tokenizer: PreTrainedTokenizerBase, max_response_tokens: int
+) -> tuple[int, Trajectory]:
+    """Find the first worked answer whose prompt can be used and that is short enough.
+
+    Args:
+        answers: at least one.
+        encoder: of the prompts.
+        tokenizer: of the answers.
+        max_response_tokens: that it may have.
+
+    Returns:
+        Its place among the answers, and the answer as a trajectory.
+
+    Raises:
+        BadPromptError: when there is none, with the reason of the last one.
+    """
+    refusal: BadPromptError | None = None
+    for place, answer in enumerate(answers):
+        try:
+            (trajectory,) = supervised_trajectories([answer], encoder=encoder, tokenizer=tokenizer)
+        except BadPromptError as error:
+            refusal = error
+            continue
+        if len(trajectory.response_token_ids) <= max_response_tokens:
+            return place, trajectory
+    raise BadPromptError(f"none of {len(answers)} worked answers can be used: {refusal or f'all have over {max_response_tokens} tokens'}")
 
 
 def direct_trajectory(prompt: Prompt, *, encoder: PromptEncoder, tokenizer: PreTrainedTokenizerBase) -> Trajectory:

@@ -54,6 +54,8 @@ class Workshop:
             "rollout.prompts_per_call=4",
             "rollout.max_concurrent_sequences=64",
             "rollout.kv_cache_bytes=67108864",
+            "rollout.threads=1",  # what runs beside it takes the other core, and threads that wait for each other would take turns on one
+            "learner.threads=1",
             "run.num_steps=4",
             "cluster.dashboard=false",
             "cluster.object_store_bytes=134217728",

@@ -56,11 +56,16 @@ class Stage:
         self.learner = LearnerGroup(config, str(model))
         self.fleet = RolloutFleet(config, str(model), None)
         prompts = PromptDataset(config.data.path, config.data)
-        self.probe: EngineProbe = make_probe(config, str(model), prompts)
+        self.prompts = prompts
         self.prompt = prompts[0]
-        self.transport = StagedTransport(self.learner, self.fleet, self.probe)
         _, self.answers = examples(config)
         self.steps = 0
+
+    async def start(self) -> None:
+        """Start the roles, then choose the probe."""
+        await asyncio.gather(self.learner.start(), self.fleet.start(version=0))
+        self.probe: EngineProbe = await make_probe(self.config, self.learner, self.prompts)
+        self.transport = StagedTransport(self.learner, self.fleet, self.probe)
 
     async def train(self) -> None:
         """One step that changes every weight."""
@@ -199,7 +204,7 @@ def test_whoever_dies_or_stalls_costs_itself(tmp_path: Path, caplog: pytest.LogC
     async def story() -> None:
         stage = Stage(config, model)
         try:
-            await asyncio.gather(stage.learner.start(), stage.fleet.start(version=0))
+            await stage.start()
             await stage.train()
             report = await stage.transport.deliver(1)
             assert report.num_replicas == 2 and report.mismatch < TOLERANCE

@@ -1,14 +1,16 @@
 """Worked answers for a cold start: styles in the shares that were asked for, each ending in the gold answer."""
 
+import dataclasses
+
 import pytest
 
 from conf.schema import DataConfig
-from tasks.errors import DataError
+from tasks.errors import BadPromptError, DataError
 from tasks.prompts import PromptEncoder, load_tokenizer
 from tasks.quickstart import build_data, build_tiny_model
 from tasks.quickstart.data import QuickstartSizes
 from tasks.quickstart.tokenizer import MAX_PIXELS, MIN_PIXELS
-from tasks.worked import direct_trajectory, worked_answers
+from tasks.worked import direct_trajectory, first_usable, worked_answers
 
 SIZES = QuickstartSizes(shapes=300, digits=300, arithmetic=200)
 
@@ -43,6 +45,21 @@ def test_a_direct_answer_teaches_the_opening_of_its_box_only(folder, tmp_path):
     assert trajectory.response_text == f"\\boxed{{{prompt.answer}}}"
     assert trajectory.response_token_ids[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(trajectory.response_token_ids[trajectory.loss_mask]) == "\\boxed{"
+
+
+def test_the_first_usable_answer_is_found_behind_those_that_are_not(folder, tmp_path):
+    tokenizer = load_tokenizer(build_tiny_model(tmp_path / "model"))
+    encoder = PromptEncoder(tokenizer, suffix="", max_prompt_tokens=256, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
+    good = choose(folder, examples=1)[0]
+    unreadable = dataclasses.replace(good, prompt=dataclasses.replace(good.prompt, image_paths=("nowhere.png",)))
+    too_long = dataclasses.replace(good, text="1" * 500)
+    settings = {"encoder": encoder, "tokenizer": tokenizer, "max_response_tokens": 100}
+    place, trajectory = first_usable([unreadable, too_long, good], **settings)
+    assert place == 2 and trajectory.response_text == good.text
+    with pytest.raises(BadPromptError, match=r"none of 2 worked answers can be used: .*nowhere\.png"):
+        first_usable([too_long, unreadable], **settings)
+    with pytest.raises(BadPromptError, match="all have over 100 tokens"):
+        first_usable([too_long], **settings)
 
 
 def test_the_choice_is_seeded(folder):
