@@ -32,6 +32,7 @@ from replay.durable import DurableReplay
 from replay.full_disk import when_there_is_room
 from replay.groups import InsertReceipt
 from replay.intake import Admitted, prepare
+from replay.lent import Borrower, LentMemoryError, Letter, Place, get, put
 from replay.limiter import FreshGroupLimiter
 from replay.recovery import Recovery, is_journal
 from replay.requests import SampleRequest
@@ -73,6 +74,7 @@ class ReplayActor:
         else:
             self._replay = ReplayBuffer(config, seed=seed)
         self._buffer = self._replay.buffer if isinstance(self._replay, DurableReplay) else self._replay
+        self._borrower = Borrower()
         self._copiers = ThreadPoolExecutor(COPIERS, thread_name_prefix="replay-copier")
         self._writers = ThreadPoolExecutor(1, thread_name_prefix="replay-journal")
         self._compacting: asyncio.Task[None] | None = None
@@ -90,7 +92,7 @@ class ReplayActor:
     @ray.method(concurrency_group="data")
     async def insert(
         self,
-        batch: pa.RecordBatch,
+        batch: pa.RecordBatch | Letter,
         *,
         turns: Mapping[str, int] | None = None,
         images: Mapping[str, bytes] | None = None,
@@ -99,7 +101,7 @@ class ReplayActor:
         """Wait for room, take in whole rollout groups and wake the samples that wait for them; see ReplayBuffer.insert.
 
         Args:
-            batch: see ReplayBuffer.insert; it travels fastest as ``algorithms.wire.Parcel(batch)``.
+            batch: see ReplayBuffer.insert; it travels fastest as ``algorithms.wire.Parcel(batch)``, or from the same node in lent memory.
             turns: see ReplayBuffer.insert.
             images: see ReplayBuffer.insert.
             timeout_s: how long to wait while rows that no step has consumed fill the buffer, or draws must come first; None:
@@ -113,6 +115,8 @@ class ReplayActor:
             ReplayFullError: when the batch alone is larger than the buffer.
             OSError: when the journal can't be written; nothing is inserted.
         """
+        if isinstance(batch, Letter):
+            batch = get(batch, self._borrower.memory(batch.place))
         rows, deadline_s = batch.num_rows, self._config.timeout_s if timeout_s is None else timeout_s
         num_bytes = batch.nbytes + sum(map(len, (images or {}).values()))
         if self._buffer.size >= self._config.min_size and self._buffer.ratio.never(inserts=rows):
@@ -163,7 +167,8 @@ class ReplayActor:
         max_staleness: int | None = None,
         timeout_s: float | None = None,
         request_id: str | None = None,
-    ) -> tuple[dict[str, float] | Parcel, ...]:
+        into: Place | None = None,
+    ) -> tuple[dict[str, float] | Parcel | Letter, ...]:
         """Wait for what the draws need, then draw; see ReplayBuffer.sample, and SampleRequest for the arguments.
 
         Call it as ``replay.sample.options(num_returns=1 + num_shards).remote(...)``: every rank's rows are an object of their own, so
@@ -179,13 +184,16 @@ class ReplayActor:
             max_staleness: see SampleRequest.
             timeout_s: how long to wait; None: ``replay.timeout_s``.
             request_id: with a journal, a draw that is asked for again under the id of the last one gives the same again.
+            into: lent memory of this node that the rows are to go to, for D = 1; None: the object store.
 
         Returns:
-            The statistics, then D tables of SAMPLE_SCHEMA.
+            The statistics, then D tables of SAMPLE_SCHEMA; a letter instead of the only one if it fits into the lent memory.
 
         Raises:
+            LentMemoryError: when there is no such memory here; nothing is drawn.
             TimeoutError: when the groups or rows don't come in time; nothing is consumed.
         """
+        lent = self._borrower.memory(into) if into is not None and num_shards == 1 else None
         replay = self._replay
         drawn: Drawn | LastDraw | None = replay.answered(request_id) if isinstance(replay, DurableReplay) else None
         if drawn is None:
@@ -205,7 +213,9 @@ class ReplayActor:
                 await asyncio.to_thread(self._archive.write_or_keep, policy_version, sample.consumed)
         finally:
             self._under_way -= 1
-        return (sample.stats, *map(Parcel, sample.shards))
+        parcels = [Parcel(shard) for shard in sample.shards]
+        letter = await self._in_thread(lambda: put(parcels[0], into, lent)) if into is not None and lent is not None else None
+        return (sample.stats, *parcels) if letter is None else (sample.stats, letter)
 
     async def _draw(self, request: SampleRequest, timeout_s: float, request_id: str | None) -> Drawn | LastDraw:
         """Wait for what the draws need, then draw."""
@@ -343,6 +353,15 @@ class ReplayActor:
             Name -> count; see ReplayBuffer.stats.
         """
         return {**self._stats, "waiting_samples": self._limiter.num_waiting, "waiting_inserts": self._limiter.num_blocked}
+
+    @ray.method(concurrency_group="control")
+    async def borrows(self, place: Place) -> bool:
+        """Tell whether memory that a caller would lend is there for this actor, which may be on another node."""
+        try:
+            self._borrower.memory(place)
+        except LentMemoryError:
+            return False
+        return True
 
     @ray.method(concurrency_group="control")
     async def health(self) -> dict[str, Any]:

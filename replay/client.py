@@ -1,14 +1,15 @@
 """A writer and a reader for code that inserts and draws a few rows at a time.
 
 Owns what is under way between a process and the replay actor. Must not know the buffer. A call through Ray costs about a millisecond,
-whether it carries one row or hundreds: so what piles up while a call is under way goes together with the next one.
+whether it carries one row or hundreds: so what piles up while a call is under way goes together with the next one. On the replay actor's
+node large rows lie in memory that this process lends to the call (replay/lent.py), elsewhere they take Ray's object store.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +19,44 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
+from ray.exceptions import RayTaskError
 
 from algorithms.wire import Parcel
 from replay.groups import InsertReceipt
+from replay.lent import Lender, LentMemoryError, Letter, Loan, put
 
 CALLS_UNDER_WAY = 3  # of a writer: one is being carried out, one on its way, one being answered
+BLOCKS_HELD = 3  # of a reader's answers that its caller may still look at while others are under way; more take the object store
+
+
+class _Lending:
+    """Memory for calls, if the replay actor is where it can use it.
+
+    Args:
+        replay: the replay actor.
+        num_places: calls that may have some at the same time.
+        timeout_s: for the question whether it can.
+    """
+
+    def __init__(self, replay: ActorHandle, num_places: int, timeout_s: float) -> None:
+        self._replay = replay
+        self._lender = Lender(num_places)
+        self._timeout_s = timeout_s
+        self._asked = False
+
+    def lend(self, num_bytes: int) -> Loan | None:
+        """See Lender.lend."""
+        loan = self._lender.lend(num_bytes)
+        if loan is not None and not self._asked:
+            self._asked = True
+            if not ray.get(self._replay.borrows.remote(loan.place), timeout=self._timeout_s):
+                self.close()
+                return None
+        return loan
+
+    def close(self) -> None:
+        """Lend nothing more."""
+        self._lender.close()
 
 
 class ReplayWriter:
@@ -47,6 +81,7 @@ class ReplayWriter:
         self._changed = threading.Condition()
         self._pending_rows = 0
         self._closed = False
+        self._lending = _Lending(replay, CALLS_UNDER_WAY, timeout_s)
         self._sending = threading.Thread(target=self._send, name="replay-writer", daemon=True)
         self._sending.start()
 
@@ -90,6 +125,7 @@ class ReplayWriter:
             self._closed = True
             self._changed.notify_all()
         self._sending.join()
+        self._lending.close()
 
     def _send(self) -> None:
         under_way: deque[_Call] = deque()
@@ -111,7 +147,7 @@ class ReplayWriter:
 
     def _start_priorities(self, entries: list[tuple[NDArray, NDArray, Future[int]]]) -> _Call:
         keys, values = (np.concatenate([entry[i] for entry in entries]) for i in (0, 1))
-        return _Call(self._replay.update_priorities.remote(keys, values), [done for *_, done in entries], [])
+        return _Call(self._replay.update_priorities.remote(keys, values), [done for *_, done in entries])
 
     def _start_inserts(self, entries: list[tuple[pa.RecordBatch, Future[InsertReceipt]]]) -> _Call:
         batches = [batch for batch, _ in entries]
@@ -119,7 +155,9 @@ class ReplayWriter:
             together = batches[0] if len(batches) == 1 else pa.concat_batches(batches)
         except pa.ArrowInvalid:  # one of another schema among them: each to its own error
             return _Call(None, [done for _, done in entries], batches)
-        return _Call(self._replay.insert.remote(Parcel(together)), [done for _, done in entries], batches)
+        parcel, loan = Parcel(together), self._lending.lend(together.nbytes)
+        letter = put(parcel, loan.place, loan.memory) if loan is not None else None
+        return _Call(self._replay.insert.remote(letter or parcel), [done for _, done in entries], batches, loan)
 
     def _finish(self, call: _Call) -> None:
         """Settle a call's futures; a bad row is the error of its own insert alone, so inserts that failed together go again one by one."""
@@ -127,10 +165,16 @@ class ReplayWriter:
             if call.reference is None:
                 raise ValueError("batches of several schemas")
             result = ray.get(call.reference, timeout=self._timeout_s)
+            if call.loan is not None:
+                call.loan.give_back()
             for done in call.futures:
                 done.set_result(result)
         except Exception as error:
-            if len(call.batches) > 1:
+            if call.loan is not None and isinstance(error, RayTaskError):  # it was answered: the actor uses the memory no more
+                call.loan.give_back()
+            if isinstance(error, LentMemoryError):  # the actor was started again on another node
+                self._lending.close()
+            if len(call.batches) > 1 or isinstance(error, LentMemoryError):
                 for batch, done in zip(call.batches, call.futures, strict=True):
                     _settle(done, lambda batch=batch: ray.get(self._replay.insert.remote(Parcel(batch)), timeout=self._timeout_s))
             else:
@@ -146,7 +190,8 @@ class ReplayWriter:
 class _Call:
     reference: ray.ObjectRef | None  # None: it couldn't be made
     futures: list[Future]
-    batches: list[pa.RecordBatch]  # that it carries, one a future; none: it carries priorities
+    batches: Sequence[pa.RecordBatch] = ()  # that it carries, one a future; none: it carries priorities
+    loan: Loan | None = None  # where they lie
 
 
 def _as_many(inserts: deque[tuple[pa.RecordBatch, Future]], num_rows: int) -> list[tuple[pa.RecordBatch, Future]]:
@@ -174,6 +219,8 @@ class ReplayReader:
 
     def __init__(self, replay: ActorHandle, *, batch_size: int, prefetch: int = 3, block: int = 256, timeout_s: float = 600.0) -> None:
         self._draw = replay.sample.options(num_returns=2)
+        self._lending = _Lending(replay, prefetch + BLOCKS_HELD, timeout_s)
+        self._block_bytes = 0  # of the largest so far: the first one tells
         self._batch_size = batch_size
         self._prefetch = prefetch
         self._block = batch_size * max(1, block // batch_size)
@@ -181,13 +228,34 @@ class ReplayReader:
 
     def __iter__(self) -> Iterator[pa.Table]:
         """Batches of SAMPLE_SCHEMA, without an end."""
-        under_way: deque = deque()
+        under_way: deque[tuple[ray.ObjectRef, Loan | None]] = deque()
         while True:
             while len(under_way) < self._prefetch:
-                under_way.append(self._draw.remote(batch_size=self._block)[1])
-            table = ray.get(under_way.popleft(), timeout=self._timeout_s)
+                under_way.append(self._ask())
+            table = self._answer(*under_way.popleft())
             for start in range(0, table.num_rows, self._batch_size):
                 yield table.slice(start, self._batch_size)
+
+    def close(self) -> None:
+        """Lend the replay actor no more memory; what was handed out stays whole."""
+        self._lending.close()
+
+    def _ask(self) -> tuple[ray.ObjectRef, Loan | None]:
+        loan = self._lending.lend(self._block_bytes)
+        return self._draw.remote(batch_size=self._block, into=loan.place if loan is not None else None)[1], loan
+
+    def _answer(self, reference: ray.ObjectRef, loan: Loan | None) -> pa.Table:
+        try:
+            answer = ray.get(reference, timeout=self._timeout_s)
+        except LentMemoryError:  # the actor was started again on another node; nothing was drawn
+            self._lending.close()
+            return self._answer(*self._ask())
+        if isinstance(answer, Letter) and loan is not None:
+            return loan.read(answer)
+        if loan is not None:
+            loan.give_back()
+        self._block_bytes = max(self._block_bytes, answer.nbytes)
+        return answer
 
 
 def _settle(done: Future, call: Callable[[], Any]) -> None:

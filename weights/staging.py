@@ -62,7 +62,7 @@ class StagingArea:
         """
         folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
         try:
-            paths = [_reserve(folder / f"{index:05d}.safetensors", size) for index, size in enumerate(sizes)]
+            paths = [reserve_file(folder / f"{index:05d}.safetensors", size) for index, size in enumerate(sizes)]
             return tuple(map(str, paths)), [np.asarray(np.memmap(path, dtype=np.uint8, mode="r+")) for path in paths]
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
@@ -102,8 +102,19 @@ def shared_memory_root(room_bytes: int = 0) -> Path:
     return shared if usable else Path(tempfile.gettempdir())
 
 
-def _reserve(path: Path, size: int) -> Path:
-    """A file with its memory: writing to a mapping that has none would end the process instead of raising an error."""
+def reserve_file(path: Path, size: int) -> Path:
+    """Make a file with its memory: writing to a mapping that has none would end the process instead of raising an error.
+
+    Args:
+        path: of the new file, which only its owner can read.
+        size: bytes.
+
+    Returns:
+        The path.
+
+    Raises:
+        OSError: when there is no room.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         os.posix_fallocate(descriptor, 0, size)

@@ -5,6 +5,7 @@ import itertools
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from algorithms.types import ImageRef
 from conf.schema import ReplayConfig, ReplayMode
 from replay.actor import ReplayActor
 from replay.client import ReplayReader, ReplayWriter
+from replay.lent import LentMemoryError, Letter, Place
 from replay.snapshot import SnapshotError
 from tests.fakes import make_group, make_trajectory
 
@@ -211,6 +213,40 @@ def test_a_writer_sends_together_what_piles_up_and_a_reader_draws_ahead(start):
     drawn = ray.get(replay.sample.options(num_returns=2).remote(batch_size=4000), timeout=60)[1]
     assert not set(keys) & set(drawn["key"].to_pylist())
     writer.close()
+
+
+def test_large_rows_pass_through_lent_memory_and_stay_whole(start):
+    replay = start("prioritized")
+    writer = ReplayWriter(replay, block_rows=32)
+    long = [groups_of([f"p{i}", f"q{i}"], response_tokens=1500 + i) for i in range(16)]  # half a megabyte for 32 rows
+    inserted = {row["trajectory_id"]: row["response_token_ids"] for batch in long for row in batch.to_pylist()}
+    assert sum(done.result(timeout=60).groups for done in [writer.insert(batch) for batch in long]) >= 32
+    folder, places = Path("/dev/shm"), "rethinker-replay-*/*.places"
+    (of_writer,) = folder.glob(places)
+    reader = ReplayReader(replay, batch_size=32, prefetch=2, block=32)
+    held = list(itertools.islice(reader, 14))  # more than there are places: some take the object store
+    assert len(list(folder.glob(places))) == 2
+    drawn = [row for table in held for row in table.select(["trajectory_id", "response_token_ids"]).to_pylist()]
+    assert len(drawn) == 14 * 32 and all(inserted[row["trajectory_id"]] == row["response_token_ids"] for row in drawn)
+    writer.close()
+    reader.close()
+    assert not list(folder.glob(places)) and not of_writer.exists()
+    assert held[0]["response_token_ids"].to_pylist() == [inserted[name] for name in held[0]["trajectory_id"].to_pylist()]
+
+
+def test_a_place_that_is_not_there_is_refused_before_anything_is_drawn(start):
+    replay = start("prioritized")
+    ray.get(replay.insert.remote(groups_of(["p"])))
+    nowhere = Place("/dev/shm/rethinker-replay-none/0.places", 0, 2**20)
+    assert not ray.get(replay.borrows.remote(nowhere), timeout=30)
+    before = ray.get(replay.stats.remote(), timeout=30)
+    for call in (
+        replay.sample.options(num_returns=2).remote(batch_size=4, into=nowhere)[1],
+        replay.insert.remote(Letter(b"", nowhere, ())),
+    ):
+        with pytest.raises(LentMemoryError, match=r"0\.places can't be used"):
+            ray.get(call, timeout=30)
+    assert ray.get(replay.stats.remote(), timeout=30) == before
 
 
 def test_draws_wait_for_rows_and_inserts_for_draws(start):
