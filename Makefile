@@ -16,6 +16,8 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3 python3.12 python3.13,$(
 	$(name) -c "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))" 2>/dev/null && echo $(name))))
 
 export OMP_NUM_THREADS ?= 1
+# Where byte code isn't kept, each of a run's processes compiles vLLM and PyTorch anew: 10 s of a processor.
+export PYTHONDONTWRITEBYTECODE :=
 
 # Engine tests by files, the longest first (tests/conftest.py); each worker's runs need some 5 GiB.
 WORKERS ?= 2
@@ -78,14 +80,14 @@ $(STAMP): $(LOCK) pyproject.toml $(wildcard $(HOOK)/*)
 		*) exit 1;; esac
 	@echo "[3/5] $$(grep -c == $(LOCK)) packages of $(LOCK)"
 	@$(PIP) install --no-deps --no-compile --requirement $(LOCK)
-	@echo "      their byte code, on all cores; pip has one only"
-	@$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib || true # templates and other versions' syntax don't compile
 	@echo "[4/5] rethinker itself, editable"
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@echo "[5/5] torchvision beside this torch"
 	@if $(BIN)/python -c "import torchvision, torchaudio, torchcodec" >/dev/null 2>&1; then echo "      imports as it is"; \
 	else $(PIP) install --quiet --no-deps --no-build-isolation --force-reinstall ./$(HOOK) \
 		&& $(BIN)/python -c "import torchvision, torchaudio" && echo "      imports with $(HOOK)"; fi
+	@echo "      byte code of what runs import, a quarter of all there is; the rest comes with its first use"
+	@$(BIN)/python -c "import deepspeed, learner.worker, vllm.v1.engine.async_llm" >$(VENV)/imports.log 2>&1 || { cat $(VENV)/imports.log; exit 1; }
 	@touch $@
 	@echo "done: $(BIN)/rethinker --help"
 

@@ -51,6 +51,7 @@ class Job:
             "evaluation.num_questions=8",
             "algorithm.max_staleness=1",
             "report.engine_metrics=true",
+            "data.scorer=tests.own_task.unhurried",
         ]
         command = ["python", "-m", "cluster", "train", "conf/experiment/quickstart.yaml", *self.words, "run.num_steps=100000"]
         # plainly, by Ray's own command
