@@ -114,14 +114,13 @@ class ReplayActor:
             OSError: when the journal can't be written; nothing is inserted.
         """
         rows, deadline_s = batch.num_rows, self._config.timeout_s if timeout_s is None else timeout_s
-        num_bytes = batch.nbytes + sum(map(len, (images or {}).values()))
         if self._buffer.size >= self._config.min_size and self._buffer.ratio.never(inserts=rows):
             raise ValueError(f"{rows} trajectories in one insert are more than the error budget can ever let in: {self._buffer.ratio}")
         prepared = prepare(batch, images or {})  # before the door, so that it goes on beside the write of another insert
 
         async def attempt() -> InsertReceipt:
             async with self._limiter.room(
-                lambda: self._buffer.has_room(rows, num_bytes) and self._buffer.ratio.may_insert(rows, size=self._buffer.size),
+                lambda: self._buffer.has_room(rows, prepared.num_bytes) and self._buffer.ratio.may_insert(rows, size=self._buffer.size),
                 num_trajectories=rows,
                 timeout_s=deadline_s,
                 describe=self._why_shut if self._config.samples_per_insert is not None else None,

@@ -159,10 +159,9 @@ class Storage:
         places = np.arange(self._tail, self._tail + num_rows)
         self._tail += num_rows
         fields = {
-            "current_advantage": np.zeros(num_rows),
-            "times_sampled": np.zeros(num_rows),
-            "tokens": np.zeros(num_rows),
-            "row_bytes": np.full(num_rows, -(-batch.nbytes // max(num_rows, 1))),
+            "current_advantage": 0.0,
+            "times_sampled": 0,
+            "tokens": 0,
             **known,
             "key": np.arange(self._next_key, self._next_key + num_rows),
             "place": places,
@@ -342,22 +341,24 @@ class Storage:
         """Keep a batch and what is known of its rows."""
         if batch.num_rows == 0:
             return
-        for name, values in fields.items():
+        num_bytes = self._hold(batch.select(self._wide), places)
+        if self._packed is not None:
+            num_bytes += self._packed.append(batch.select(self._narrow), np.asarray(fields["key"], np.int64))
+        for name, values in {"row_bytes": -(-num_bytes // len(places)), **fields}.items():
             self._columns[name][places] = values
         self._columns["alive"][places] = True
         self._num_alive += len(places)
         self._row_bytes += int(self._columns["row_bytes"][places].sum())
-        self._hold(batch.select(self._wide), places)
-        if self._packed is not None:
-            self._packed.append(batch.select(self._narrow), self._columns["key"][places])
 
-    def _hold(self, wide: pa.RecordBatch, places: NDArray[np.int64]) -> None:
-        """Let a batch hold the rows' wide columns."""
+    def _hold(self, wide: pa.RecordBatch, places: NDArray[np.int64]) -> int:
+        """Let a batch hold the rows' wide columns; its bytes."""
         self._columns["batch"][places] = self._next_batch
         self._columns["row"][places] = np.arange(wide.num_rows)
-        self._batches[self._next_batch], self._columns["spans"][places] = hold(wide)
-        self._held_bytes += self._batches[self._next_batch].num_bytes
+        held, self._columns["spans"][places] = hold(wide)
+        self._batches[self._next_batch] = held
+        self._held_bytes += held.num_bytes
         self._next_batch += 1
+        return held.num_bytes
 
     def _reserve(self, num_rows: int) -> None:
         """Make places behind the rows, by moving the rows together or by doubling; either way the mean cost of an append is constant."""
