@@ -236,7 +236,8 @@ class ReplayBuffer:
             "replay/size": held,
             "replay/candidates": held,
         }
-        return Drawn(shards=shards, draws=draws, stats=stats, consumed=[group.rows for group in consumed])
+        num_bytes = int(self._table.storage.column("row_bytes")[draw.places].sum())
+        return Drawn(shards=shards, draws=draws, stats=stats, consumed=[group.rows for group in consumed], num_bytes=num_bytes)
 
     def update_priorities(self, keys: NDArray[np.int64], priorities: NDArray[np.floating]) -> int:
         """Set what stands for |A| in P.
@@ -380,9 +381,11 @@ class ReplayBuffer:
     def _enter(self, consumed: ConsumedRows) -> NDArray[np.int64]:
         """Move what the mode can draw of consumed groups into the table, as one batch."""
         admitted = self._plan.admits(consumed.effective, consumed.advantages)
-        entering = take_rows(consumed.rows, np.flatnonzero(admitted))
-        if self._table.images.shows_any and not admitted.all():
-            self._table.images.drop(image_hashes(take_rows(consumed.rows, np.flatnonzero(~admitted))))
+        entering = consumed.rows
+        if not admitted.all():
+            entering = take_rows(consumed.rows, np.flatnonzero(admitted))
+            if self._table.images.shows_any:
+                self._table.images.drop(image_hashes(take_rows(consumed.rows, np.flatnonzero(~admitted))))
         advantages = consumed.advantages[admitted]
         places = self._table.storage.append(
             entering,

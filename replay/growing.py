@@ -9,6 +9,7 @@ where the room ends the array is copied to one twice as large, and the former on
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -27,15 +28,23 @@ class GrowingRows:
 
     def __init__(self, schema: pa.Schema) -> None:
         self._schema = schema
-        self._columns = [_column(field.type) for field in schema]
-        self._data: pa.RecordBatch | None = None  # of all rows; None: some were added since
+        self._columns = {field.name: _column(field.type) for field in schema}
+        self._views: dict[str, pa.Array] = {}  # of all rows, those that were asked for since rows were added
 
-    @property
-    def data(self) -> pa.RecordBatch:
-        """All rows; those that are added later are not among them."""
-        if self._data is None:
-            self._data = pa.RecordBatch.from_arrays([column.view() for column in self._columns], schema=self._schema)
-        return self._data
+    def select(self, names: Sequence[str]) -> pa.RecordBatch:
+        """Look at all rows; those that are added later are not among them.
+
+        Args:
+            names: of the columns; each has its price.
+
+        Returns:
+            These columns.
+        """
+        for name in names:
+            if name not in self._views:
+                self._views[name] = self._columns[name].view()
+        schema = self._schema if names == self._schema.names else pa.schema([self._schema.field(name) for name in names])
+        return pa.RecordBatch.from_arrays([self._views[name] for name in names], schema=schema)
 
     def extend(self, batch: pa.RecordBatch) -> None:
         """Add rows.
@@ -43,9 +52,9 @@ class GrowingRows:
         Args:
             batch: of the schema. Copied.
         """
-        for column, added in zip(self._columns, batch.columns, strict=True):
+        for column, added in zip(self._columns.values(), batch.columns, strict=True):
             column.extend(added)
-        self._data = None
+        self._views = {}
 
 
 class GrowingValues:

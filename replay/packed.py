@@ -26,6 +26,7 @@ class _Pack:
     """One batch, to which rows can be added unless it is frozen."""
 
     def __init__(self, schema: pa.Schema) -> None:
+        self.schema = schema
         self._rows: GrowingRows | None = GrowingRows(schema)
         self._data: pa.RecordBatch | None = None  # of a frozen one
         self._keys = GrowingValues(np.int64)
@@ -33,12 +34,11 @@ class _Pack:
         self.num_alive = 0
         self.num_bytes = 0
 
-    @property
-    def data(self) -> pa.RecordBatch:
+    def select(self, names: Sequence[str]) -> pa.RecordBatch:
         if self._rows is not None:
-            return self._rows.data
+            return self._rows.select(names)
         assert self._data is not None
-        return self._data
+        return self._data.select(names)
 
     @property
     def keys(self) -> NDArray[np.int64]:  # [R] rising
@@ -76,8 +76,8 @@ class _Pack:
 
     def frozen(self) -> _Pack:
         """A copy that shares the rows, and to which none are added."""
-        copy = _Pack(self.data.schema)
-        copy._rows, copy._data = None, self.data
+        copy = _Pack(self.schema)
+        copy._rows, copy._data = None, self.select(self.schema.names)
         copy._keys.extend(self.keys)
         copy._alive.extend(self.alive)
         copy.num_alive, copy.num_bytes = self.num_alive, self.num_bytes
@@ -159,8 +159,7 @@ class PackedRows:
         """
         parts, asked = [], []
         for pack, at in self._split(keys):
-            data = pack.data if columns is None else pack.data.select(list(columns))
-            parts.append((data, pack.find(keys[at])))
+            parts.append((pack.select(self.schema.names if columns is None else list(columns)), pack.find(keys[at])))
             asked.append(at)
         return PackedSelection(parts=parts, order=np.argsort(np.concatenate(asked)) if len(parts) > 1 else None)
 
@@ -207,16 +206,14 @@ class PackedRows:
             else:
                 groups.append([pack])
         # the last one is full: what is left of it makes room for more, unless that is too much
-        return [
-            self._together(group) if len(group) > 1 or (group is groups[-1] and _are_half(group)) else group[0] for group in groups
-        ]
+        return [self._together(group) if len(group) > 1 or (group is groups[-1] and _are_half(group)) else group[0] for group in groups]
 
     def _together(self, packs: Sequence[_Pack]) -> _Pack:
         """The rows of neighbours that are there, in a new pack."""
         whole = _Pack(self.schema)
         for pack in packs:
             alive = np.flatnonzero(pack.alive)
-            rows = pack.data.take(pa.array(alive))
+            rows = pack.select(self.schema.names).take(pa.array(alive))
             whole.extend(rows, pack.keys[alive], rows.nbytes)
         return whole
 

@@ -89,6 +89,7 @@ class Storage:
         self._head = 0  # no row is alive before it
         self._num_alive = 0
         self._batches: dict[int, WideBatch] = {}
+        self._all_joined = True  # every batch that was ever held, see WideBatch
         self._next_key = 0
         self._next_batch = 0
         self._held_bytes = 0  # of the wide columns
@@ -233,6 +234,7 @@ class Storage:
                 rows=rows[starts].tolist(),
                 starts=starts,
                 spans=self._columns["spans"][places],
+                all_joined=self._all_joined,
             ),
             packed=self._packed.find(self._columns["key"][places]) if self._packed is not None else None,
         )
@@ -291,7 +293,7 @@ class Storage:
         copy._packed = self._packed.frozen_copy() if self._packed is not None else None
         copy._columns = {name: column.copy() for name, column in self._columns.items()}
         copy._batches = {number: batch.copy() for number, batch in self._batches.items()}
-        for name in ("_tail", "_head", "_num_alive", "_next_key", "_next_batch", "_held_bytes", "_dead_bytes", "_row_bytes"):
+        for name in ("_tail", "_head", "_num_alive", "_next_key", "_next_batch", "_held_bytes", "_dead_bytes", "_row_bytes", "_all_joined"):
             setattr(copy, name, getattr(self, name))
         return copy
 
@@ -356,6 +358,7 @@ class Storage:
         self._columns["row"][places] = np.arange(wide.num_rows)
         held, self._columns["spans"][places] = hold(wide)
         self._batches[self._next_batch] = held
+        self._all_joined = self._all_joined and held.is_joined
         self._held_bytes += held.num_bytes
         self._next_batch += 1
         return held.num_bytes

@@ -31,6 +31,11 @@ class WideBatch:
     num_alive: int  # of its rows
 
     @property
+    def is_joined(self) -> bool:
+        """Whether Arrow copies none of the columns."""
+        return None not in self.parts
+
+    @property
     def dead_bytes(self) -> int:
         """The share of the rows that left."""
         return self.num_bytes - self.num_bytes * self.num_alive // self.data.num_rows
@@ -71,6 +76,7 @@ class WideSelection:
     rows: list[int]  # the first row of each run in its batch
     starts: NDArray[np.int64]  # the first row of each run among the K rows
     spans: NDArray[np.int32]  # [K, C, 2] of hold
+    all_joined: bool  # Arrow copies no column of any batch; False: perhaps
 
     def read(self) -> list[pa.Array]:
         """Copy the rows out, column by column."""
@@ -83,17 +89,17 @@ class WideSelection:
         lengths = np.cumsum(self.spans[:, :, 1].T, axis=1, dtype=np.int64)
         offsets = np.zeros((len(kinds), len(self.spans) + 1), np.int32)
         offsets[:, 1:] = lengths
-        distinct = {id(batch): batch.parts for batch in self.batches}.values()
+        runs = [batch.parts for batch in self.batches]
+        joined = [self.all_joined or all(parts[c] is not None for parts in runs) for c in range(len(kinds))]
         columns = []
         for c, (kind, num_values) in enumerate(zip(kinds, lengths[:, -1].tolist(), strict=True)):
-            if num_values > MAX_VALUES or any(parts[c] is None for parts in distinct):
+            if num_values > MAX_VALUES or not joined[c]:
                 columns.append(self._copied(c, (ends - self.starts + 1).tolist()))
                 continue
             if _is_bits(kind):
                 data = _set_bits(num_values)
             else:
-                runs = zip(self.batches, firsts[c], lasts[c], strict=True)
-                data = b"".join([batch.parts[c][first:last] for batch, first, last in runs])  # type: ignore[index]
+                data = b"".join([parts[c][i:j] for parts, i, j in zip(runs, firsts[c], lasts[c], strict=True)])  # type: ignore[index]
             columns.append(column_of_parts(kind, len(self.spans), num_values, pa.py_buffer(offsets[c]), pa.py_buffer(data)))
         return columns
 
