@@ -26,14 +26,14 @@ class WideBatch:
     """A batch that rows are in."""
 
     data: pa.RecordBatch
-    parts: list[memoryview | None]  # a column's bytes, of bits that are all set none; None: Arrow copies the column
+    parts: list[NDArray[np.uint8] | None]  # a column's bytes, of bits that are all set none; None: Arrow copies the column
     num_bytes: int  # asking Arrow anew walks through all columns
     num_alive: int  # of its rows
 
     @property
     def is_joined(self) -> bool:
         """Whether Arrow copies none of the columns."""
-        return None not in self.parts
+        return all(part is not None for part in self.parts)
 
     @property
     def dead_bytes(self) -> int:
@@ -55,7 +55,7 @@ def hold(data: pa.RecordBatch) -> tuple[WideBatch, NDArray[np.int32]]:
         The batch; and [R, C, 2] the first value and the number of values of each row and column, by which the row is read.
     """
     spans = np.zeros((data.num_rows, data.num_columns, 2), np.int32)
-    parts: list[memoryview | None] = []
+    parts: list[NDArray[np.uint8] | None] = []
     for c, column in enumerate(data.columns):
         found = column_parts(column)
         if found is None or (_is_bits(column.type) and column.values.true_count < len(column.values)):
@@ -64,7 +64,7 @@ def hold(data: pa.RecordBatch) -> tuple[WideBatch, NDArray[np.int32]]:
         offsets, values = found
         spans[:, c, 0] = offsets[:-1]
         np.subtract(offsets[1:], offsets[:-1], out=spans[:, c, 1])
-        parts.append(memoryview(b"") if _is_bits(column.type) else memoryview(values))
+        parts.append(np.frombuffer(b"" if _is_bits(column.type) else values, np.uint8))
     return WideBatch(data, parts, data.nbytes, data.num_rows), spans
 
 
@@ -97,10 +97,12 @@ class WideSelection:
                 columns.append(self._copied(c, (ends - self.starts + 1).tolist()))
                 continue
             if _is_bits(kind):
-                data = _set_bits(num_values)
-            else:
-                data = b"".join([parts[c][i:j] for parts, i, j in zip(runs, firsts[c], lasts[c], strict=True)])  # type: ignore[index]
-            columns.append(column_of_parts(kind, len(self.spans), num_values, pa.py_buffer(offsets[c]), pa.py_buffer(data)))
+                data = pa.py_buffer(_set_bits(num_values))
+            else:  # into memory of Arrow's, which keeps what was freed: fresh pages cost more than the copy
+                data = pa.allocate_buffer(num_values * int(widths[c]))
+                values = [parts[c][i:j] for parts, i, j in zip(runs, firsts[c], lasts[c], strict=True)]  # type: ignore[index]
+                np.concatenate(values, out=np.frombuffer(data, np.uint8))
+            columns.append(column_of_parts(kind, len(self.spans), num_values, pa.py_buffer(offsets[c]), data))
         return columns
 
     def _copied(self, c: int, lengths: Sequence[int]) -> pa.Array:
