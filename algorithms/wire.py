@@ -36,7 +36,7 @@ class Parcel:
         else:
             columns = rows.columns
         schema = next((name for name, known in _KNOWN_SCHEMAS.items() if rows.schema.equals(known, check_metadata=True)), None)
-        apart = {i: parts for i, name in enumerate(rows.schema.names) if name in TOKEN_COLUMNS and (parts := _parts(columns[i]))}
+        apart = {i: parts for i, name in enumerate(rows.schema.names) if name in TOKEN_COLUMNS and (parts := column_parts(columns[i]))}
         together = [i for i in range(len(columns)) if i not in apart]
         message = pa.RecordBatch.from_arrays([columns[i] for i in together], names=[str(i) for i in together]).serialize()
         return _open, (
@@ -49,13 +49,21 @@ class Parcel:
         )
 
 
-def _parts(column: pa.Array) -> tuple[Any, Any] | None:
-    """Offsets and values of a column, none more than its rows need; None: it has missing values, or bits that begin within a byte."""
+def column_parts(column: pa.Array) -> tuple[Any, Any] | None:
+    """Take a list or string column apart.
+
+    Args:
+        column: [R] of any type.
+
+    Returns:
+        Offsets [R + 1] int32 from 0 on, and the bytes of the values, none more than the rows need; None for a column that isn't these two
+        alone: of another type, without rows, with missing values, or of bits that begin within a byte.
+    """
     if column.null_count:
         return None
     buffers = column.buffers()
     first = 0
-    if pa.types.is_list(column.type):
+    if pa.types.is_list(column.type) and pa.types.is_primitive(column.type.value_type):
         values, width = column.values, column.type.value_type.bit_width
         if values.null_count:
             return None
@@ -71,7 +79,7 @@ def _parts(column: pa.Array) -> tuple[Any, Any] | None:
     if start % 8:
         return None
     data = buffers[-1].slice(start // 8, -(-end // 8) - start // 8) if buffers[-1] is not None and end > start else b""
-    return (np.ascontiguousarray(offsets - offsets[0]) if offsets[0] else offsets), data
+    return (offsets - offsets[0] if offsets[0] else offsets), data
 
 
 def _open(
@@ -92,14 +100,26 @@ def _open(
     fields = pa.schema([pa.field(str(i), found.field(i).type) for i in together])
     columns = dict(zip(together, pa.ipc.read_record_batch(pa.py_buffer(message), fields).columns, strict=True)) if together else {}
     for i, (offsets, data) in apart.items():
-        columns[i] = _column(found.field(i).type, num_rows, pa.py_buffer(offsets), pa.py_buffer(data))
+        num_values = int(np.frombuffer(offsets, np.int32)[-1])
+        columns[i] = column_of_parts(found.field(i).type, num_rows, num_values, pa.py_buffer(offsets), pa.py_buffer(data))
     arrays = [columns[i] for i in range(len(found))]
     return pa.Table.from_arrays(arrays, schema=found) if as_table else pa.RecordBatch.from_arrays(arrays, schema=found)
 
 
-def _column(kind: pa.DataType, num_rows: int, offsets: pa.Buffer, data: pa.Buffer) -> pa.Array:
-    """A list or string column of its parts."""
+def column_of_parts(kind: pa.DataType, num_rows: int, num_values: int, offsets: pa.Buffer, data: pa.Buffer) -> pa.Array:
+    """Put a list or string column together; the inverse of column_parts.
+
+    Args:
+        kind: of the column.
+        num_rows: R >= 1.
+        num_values: of all rows, the last offset.
+        offsets: [R + 1] int32.
+        data: bytes of the values.
+
+    Returns:
+        [R] without missing values; it shares the buffers' memory.
+    """
     if not pa.types.is_list(kind):
         return pa.Array.from_buffers(kind, num_rows, [None, offsets, data])
-    length = int(np.frombuffer(offsets, np.int32)[-1])
-    return pa.Array.from_buffers(kind, num_rows, [None, offsets], children=[pa.Array.from_buffers(kind.value_type, length, [None, data])])
+    values = pa.Array.from_buffers(kind.value_type, num_values, [None, data])
+    return pa.Array.from_buffers(kind, num_rows, [None, offsets], children=[values])

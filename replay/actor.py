@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 DATA_CALLS = 1000  # at once; a waiting sample holds one, and inserts must always find another
 CONTROL_CALLS = 16
 COPIERS = 2  # threads that copy rows
-READ_AT_ONCE = 16  # rows: fewer cost less than handing them to a thread
+READ_AT_ONCE = 8 * 2**20  # bytes: copying fewer takes some milliseconds at most, and handing them to a thread costs as much as a part of it
 WRITE_AT_ONCE = 256 * 2**10  # bytes, for the same reason
 
 T = TypeVar("T")
@@ -118,14 +118,13 @@ class ReplayActor:
         if isinstance(batch, Letter):
             batch = get(batch, self._borrower.memory(batch.place))
         rows, deadline_s = batch.num_rows, self._config.timeout_s if timeout_s is None else timeout_s
-        num_bytes = batch.nbytes + sum(map(len, (images or {}).values()))
         if self._buffer.size >= self._config.min_size and self._buffer.ratio.never(inserts=rows):
             raise ValueError(f"{rows} trajectories in one insert are more than the error budget can ever let in: {self._buffer.ratio}")
         prepared = prepare(batch, images or {})  # before the door, so that it goes on beside the write of another insert
 
         async def attempt() -> InsertReceipt:
             async with self._limiter.room(
-                lambda: self._buffer.has_room(rows, num_bytes) and self._buffer.ratio.may_insert(rows, size=self._buffer.size),
+                lambda: self._buffer.has_room(rows, prepared.num_bytes) and self._buffer.ratio.may_insert(rows, size=self._buffer.size),
                 num_trajectories=rows,
                 timeout_s=deadline_s,
                 describe=self._why_shut if self._config.samples_per_insert is not None else None,
@@ -208,7 +207,8 @@ class ReplayActor:
             drawn = await self._draw(request, self._config.timeout_s if timeout_s is None else timeout_s, request_id)
         self._under_way += 1
         try:
-            sample = drawn.read() if batch_size * num_updates <= READ_AT_ONCE else await self._in_thread(drawn.read)
+            at_once = isinstance(drawn, Drawn) and drawn.num_bytes <= READ_AT_ONCE
+            sample = drawn.read() if at_once else await self._in_thread(drawn.read)
             if self._archive is not None and sample.consumed and policy_version is not None:
                 await asyncio.to_thread(self._archive.write_or_keep, policy_version, sample.consumed)
         finally:

@@ -11,6 +11,7 @@ and with them the draws, don't depend on when a group arrived. In a mode without
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -23,7 +24,7 @@ from conf.schema import ReplayConfig
 from replay.batches import draw_figures
 from replay.counters import Counters
 from replay.drawn import Drawn, Sample, count_draws, deal_rows
-from replay.groups import InsertReceipt, drop_figures, step_figures, take_rows
+from replay.groups import GroupSummary, InsertReceipt, drop_figures, step_figures, take_rows
 from replay.images import image_hashes
 from replay.intake import Admitted, Intake, Prepared, prepare
 from replay.plans import Pool, plan_for
@@ -31,7 +32,7 @@ from replay.ratio import SampleToInsertRatio
 from replay.requests import SampleRequest
 from replay.snapshot import Saved, SnapshotError, read_snapshot, write_snapshot
 from replay.table import Table
-from replay.waiting import WaitingGroup
+from replay.waiting import ConsumedRows, WaitingGroup
 
 
 class ReplayFullError(RuntimeError):
@@ -150,7 +151,7 @@ class ReplayBuffer:
         if admitted.images:
             admitted = replace(admitted, images=self._table.images.new(image_hashes(admitted.rows), admitted.images))
         num_rows, waiting = len(admitted.arrivals.rows), self._intake.waiting
-        num_bytes = admitted.encoded.size + sum(map(len, admitted.images.values()))
+        num_bytes = admitted.num_bytes
         if not self._table.fits(waiting.num_rows + num_rows, waiting.num_bytes + num_bytes):
             raise ReplayFullError(
                 f"replay.max_trajectories={self._config.max_trajectories} can't hold {num_rows} more trajectories beside "
@@ -162,11 +163,9 @@ class ReplayBuffer:
     def add(self, admitted: Admitted) -> InsertReceipt:
         """Insert what was admitted; see insert."""
         arrivals, rows, waiting = admitted.arrivals, admitted.rows, self._intake.waiting
-        self._table.images.add(image_hashes(rows), admitted.images)  # first, so that none of them is dropped to make room for these rows
+        shown = image_hashes(rows)
+        self._table.images.add(shown, admitted.images)  # first, so that none of them is dropped to make room for these rows
         self._counters.evicted += self._table.make_room(waiting.num_rows + rows.num_rows, waiting.num_bytes + admitted.encoded.size)
-        # when nothing waits and no turn is missing, the groups go on as they came, and needn't be put together again
-        in_turn = not len(waiting) and admitted.turns == list(range(waiting.next_turn, waiting.next_turn + len(admitted.turns)))
-        self._intake.queue(admitted)
         receipt = InsertReceipt(
             groups=len(arrivals.summaries),
             effective_groups=sum(summary.effective for summary in arrivals.summaries),
@@ -175,11 +174,14 @@ class ReplayBuffer:
             duplicate_groups=arrivals.duplicate_groups,
         )
         self._counters.count_insert(receipt)
+        if not self._plan.waits and admitted.turns and self._intake.is_next(admitted):
+            self._consume_at_once(arrivals.summaries, self._intake.pass_on(admitted), shown)
+            return receipt
+        self._intake.queue(admitted)
         if not self._plan.waits and waiting.ready:
-            consumed = waiting.take(waiting.ready)
-            self._refresh(consumed)
-            self._table.open(self._enter(consumed, rows if in_turn else None))
-            self._intake.arrived.extend(group.summary for group in consumed)
+            groups = waiting.take(waiting.ready)
+            consumed = ConsumedRows.together(groups)
+            self._consume_at_once([group.summary for group in groups], consumed, image_hashes(consumed.rows))
         return receipt
 
     def sample(self, **request: Any) -> Sample:
@@ -207,13 +209,14 @@ class ReplayBuffer:
         consumed = self._intake.waiting.take(num_groups) if self._plan.waits else []
         summaries = [group.summary for group in consumed] or [self._intake.arrived.popleft() for _ in range(num_groups)]
         step_trajectories = sum(summary.trajectories for summary in summaries)
-        self._refresh(consumed)
+        self._refresh([group.summary for group in consumed])
         if num_groups:
             self._expire(policy_version, step_trajectories)
         oldest_allowed = policy_version - (np.inf if request.max_staleness is None else request.max_staleness)
         dropped = [group for group in consumed if group.summary.version_min < oldest_allowed]
         self._drop(dropped)
-        places = self._enter([group for group in consumed if group.summary.version_min >= oldest_allowed])
+        kept = [group for group in consumed if group.summary.version_min >= oldest_allowed]
+        places = self._enter(ConsumedRows.together(kept)) if kept else np.empty(0, np.int64)
         priorities, versions = (self._table.storage.column(name)[places] for name in ("priority", "version"))
         fresh = Pool(selector=self._plan.fresh, places=places, priorities=priorities, ages=policy_version - versions)
         draw = self._plan.draw(self._rng, fresh=fresh, older=self._table.older, num_rows=request.num_rows)
@@ -233,7 +236,8 @@ class ReplayBuffer:
             "replay/size": held,
             "replay/candidates": held,
         }
-        return Drawn(shards=shards, draws=draws, stats=stats, consumed=[group.rows for group in consumed])
+        num_bytes = int(self._table.storage.column("row_bytes")[draw.places].sum())
+        return Drawn(shards=shards, draws=draws, stats=stats, consumed=[group.rows for group in consumed], num_bytes=num_bytes)
 
     def update_priorities(self, keys: NDArray[np.int64], priorities: NDArray[np.floating]) -> int:
         """Set what stands for |A| in P.
@@ -266,8 +270,9 @@ class ReplayBuffer:
             policy_version: of the learner at that step.
         """
         consumed = self._intake.waiting.take_through(through_turn) if self._plan.waits else []
-        self._refresh(consumed)
-        self._table.open(self._enter(consumed))
+        self._refresh([group.summary for group in consumed])
+        if consumed:
+            self._table.open(self._enter(ConsumedRows.together(consumed)))
         version = self._table.newest_version if policy_version is None else policy_version
         self._expire(version, sum(group.summary.trajectories for group in consumed))
         self._counters.consumed_groups += len(consumed)
@@ -366,25 +371,29 @@ class ReplayBuffer:
         self._counters = Counters(**state["counters"])
         self._counters.evicted += self._table.make_room(self._intake.waiting.num_rows, self._intake.waiting.num_bytes)
 
-    def _enter(self, consumed: Sequence[WaitingGroup], rows: pa.RecordBatch | None = None) -> NDArray[np.int64]:
-        """Move what the mode can draw of consumed groups into the table, as one batch: the given one, if it holds exactly their rows."""
-        if not consumed:
-            return np.empty(0, np.int64)
-        effective = np.repeat([group.summary.effective for group in consumed], [group.summary.trajectories for group in consumed])
-        advantages = np.concatenate([group.advantages for group in consumed])
-        admitted = self._plan.admits(effective, advantages)
-        if rows is None:
-            rows = pa.concat_batches([group.rows for group in consumed])
-        entering = take_rows(rows, np.flatnonzero(admitted))
-        if self._table.images.shows_any:
-            self._table.images.drop(image_hashes(take_rows(rows, np.flatnonzero(~admitted))))
+    def _consume_at_once(self, summaries: Sequence[GroupSummary], consumed: ConsumedRows, shown: Counter[str]) -> None:
+        """Move groups into the table that no step has to consume."""
+        self._refresh(summaries)
+        places = self._enter(consumed)
+        self._table.open(places, shown if len(places) == consumed.rows.num_rows else None)
+        self._intake.arrived.extend(summaries)
+
+    def _enter(self, consumed: ConsumedRows) -> NDArray[np.int64]:
+        """Move what the mode can draw of consumed groups into the table, as one batch."""
+        admitted = self._plan.admits(consumed.effective, consumed.advantages)
+        entering = consumed.rows
+        if not admitted.all():
+            entering = take_rows(consumed.rows, np.flatnonzero(admitted))
+            if self._table.images.shows_any:
+                self._table.images.drop(image_hashes(take_rows(consumed.rows, np.flatnonzero(~admitted))))
+        advantages = consumed.advantages[admitted]
         places = self._table.storage.append(
             entering,
             {
-                "version": np.concatenate([group.versions for group in consumed])[admitted],
-                "tokens": np.concatenate([group.tokens for group in consumed])[admitted],
-                "current_advantage": advantages[admitted],
-                "priority": np.abs(advantages[admitted]),
+                "version": consumed.versions[admitted],
+                "tokens": consumed.tokens[admitted],
+                "current_advantage": advantages,
+                "priority": np.abs(advantages),
             },
         )
         self._counters.admitted += len(places)
@@ -395,10 +404,10 @@ class ReplayBuffer:
         for group in groups:
             self._table.images.drop(image_hashes(group.rows))
 
-    def _refresh(self, consumed: Sequence[WaitingGroup]) -> None:
+    def _refresh(self, consumed: Sequence[GroupSummary]) -> None:
         """Give older rows of the consumed groups' prompts a newer baseline."""
         if self._config.priority_refresh:
-            means = {group.summary.prompt_id: group.summary.reward_sum / group.summary.trajectories for group in consumed}
+            means = {summary.prompt_id: summary.reward_sum / summary.trajectories for summary in consumed}
             refreshed, mastered = self._table.refresh(means)
             self._counters.refreshed += refreshed
             self._counters.removed += mastered

@@ -68,6 +68,7 @@ class Drawn:
     draws: dict[str, NDArray]  # [n] values for every one of SAMPLE_FIELDS
     stats: dict[str, float]
     consumed: list[pa.RecordBatch]
+    num_bytes: int  # of the rows, about
 
     def read(self) -> Sample:
         """Copy the rows out."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +18,8 @@ from numpy.typing import NDArray
 from algorithms.schema import TRAJECTORY_SCHEMA, check_schema
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GroupSummary:
-    """Sums over the trajectories of one rollout group."""
+class GroupSummary(NamedTuple):
+    """Sums over the trajectories of one rollout group; a tuple, because each insert makes dozens and thousands are kept."""
 
     group_id: str
     prompt_id: str
@@ -74,15 +74,16 @@ def read_arrivals(batch: pa.RecordBatch, *, known: Container[str]) -> Arrivals:
     Raises:
         ValueError: when the schema is another one, a value is missing, a reward or an advantage isn't finite, or a row has no version.
     """
-    check_schema(batch.schema)
-    if not batch.schema.equals(TRAJECTORY_SCHEMA):
-        raise ValueError(f"replay takes columns {TRAJECTORY_SCHEMA.names}, got {batch.schema.names} (or other types)")
+    schema = batch.schema
+    if not schema.equals(TRAJECTORY_SCHEMA, check_metadata=True):
+        check_schema(schema)
+        if not schema.equals(TRAJECTORY_SCHEMA):
+            raise ValueError(f"replay takes columns {TRAJECTORY_SCHEMA.names}, got {schema.names} (or other types)")
     _refuse_bad_rows(batch)
     encoded = batch.column("group_id").dictionary_encode()
     codes, names = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
     new = np.fromiter((name not in known for name in names), dtype=bool, count=len(names))
-    first_rows = np.unique(batch.column("trajectory_id").dictionary_encode().indices.to_numpy(), return_index=True)[1]
-    rows = np.sort(first_rows)
+    rows = _first_rows(batch.column("trajectory_id"))
     rows = rows[new[codes[rows]]]
     rows = rows[np.argsort(codes[rows], kind="stable")]
     codes = codes[rows]
@@ -98,7 +99,7 @@ def read_arrivals(batch: pa.RecordBatch, *, known: Container[str]) -> Arrivals:
         "num_correct": num_correct,
         "num_correct_strict": _sums(_flags(batch, "correct_strict")[rows], starts),
         "num_correct_lenient": _sums(_flags(batch, "correct_lenient")[rows], starts),
-        "num_truncated": _sums((batch.column("finish_reason").to_numpy(zero_copy_only=False) == "length")[rows], starts),
+        "num_truncated": _sums(pc.equal(batch.column("finish_reason"), "length").to_numpy(zero_copy_only=False)[rows], starts),
         "response_tokens": _sums(_lengths(batch, "response_token_ids")[rows], starts),
         "generated_tokens": _sums(_true_counts(batch, "loss_mask")[rows], starts),
         "version_sum": _sums(versions, starts),
@@ -110,9 +111,8 @@ def read_arrivals(batch: pa.RecordBatch, *, known: Container[str]) -> Arrivals:
         "prompt_id": batch.column("prompt_id").take(pa.array(rows[starts])).to_pylist(),
         **{name: values.tolist() for name, values in sums.items()},
     }
-    summaries = tuple(GroupSummary(**dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True))
     return Arrivals(
-        summaries=summaries,
+        summaries=tuple(map(GroupSummary._make, zip(*(columns[name] for name in GroupSummary._fields), strict=True))),
         duplicate_groups=int(np.count_nonzero(~new)),
         rows=rows,
         effective=np.repeat(effective, num_rows),
@@ -213,7 +213,8 @@ def drop_figures(consumed: Sequence[GroupSummary], dropped: Sequence[GroupSummar
 
 
 def _refuse_bad_rows(batch: pa.RecordBatch) -> None:
-    missing = [field.name for field, column in zip(batch.schema, batch.columns, strict=True) if column.null_count and not field.nullable]
+    gaps = [i for i, column in enumerate(batch.columns) if column.null_count]
+    missing = [field.name for field in map(batch.schema.field, gaps) if not field.nullable]
     if missing:
         raise ValueError(f"trajectories with missing values in {missing}")
     for name in ("reward", "advantage"):
@@ -241,6 +242,14 @@ def oldest_versions(batch: pa.RecordBatch) -> NDArray[np.int64]:
     return np.minimum.reduceat(batch.column("version_spans").flatten().field("version").to_numpy(), np.cumsum(lengths) - lengths)
 
 
+def _first_rows(column: pa.Array) -> NDArray[np.int64]:
+    """The first row of each value, in order."""
+    encoded = column.dictionary_encode()
+    if len(encoded.dictionary) == len(column):  # nearly always: no value is there twice
+        return np.arange(len(column))
+    return np.sort(np.unique(encoded.indices.to_numpy(), return_index=True)[1])
+
+
 def _numbers(batch: pa.RecordBatch, name: str) -> NDArray[np.float64]:
     return batch.column(name).to_numpy().astype(np.float64)
 
@@ -250,13 +259,14 @@ def _flags(batch: pa.RecordBatch, name: str) -> NDArray[np.bool_]:
 
 
 def _lengths(batch: pa.RecordBatch, name: str) -> NDArray[np.int64]:
-    return batch.column(name).value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+    offsets = batch.column(name).offsets.to_numpy()  # no list is missing, else value_lengths would have to tell
+    return np.subtract(offsets[1:], offsets[:-1], dtype=np.int64)
 
 
 def _true_counts(batch: pa.RecordBatch, name: str) -> NDArray[np.int64]:
     """How many values are True in each row of a list of bool."""
     lengths, values = _lengths(batch, name), batch.column(name).flatten()
-    if pc.all(values, min_count=0).as_py():  # without triggers, which is nearly always, nothing needs counting
+    if values.true_count == len(values):  # without triggers, which is nearly always, nothing needs counting
         return lengths
     total = np.concatenate([[0], np.cumsum(values.to_numpy(zero_copy_only=False))])
     ends = np.cumsum(lengths)

@@ -22,7 +22,8 @@ def image_hashes(batch: pa.RecordBatch) -> Counter[str]:
     Returns:
         SHA-256 of each image's bytes, as 64 hexadecimal digits -> how often it is shown.
     """
-    return Counter(batch.column("images").flatten().field("sha256").to_pylist())
+    counted = batch.column("images").flatten().field("sha256").value_counts()
+    return Counter(dict(zip(*(part.to_pylist() for part in counted.flatten()), strict=True)))
 
 
 class ImageStore:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +15,7 @@ import pyarrow as pa
 from algorithms.schema import TRAJECTORY_SCHEMA
 from replay.groups import Arrivals, GroupSummary, read_arrivals, take_rows
 from replay.images import check_images
-from replay.waiting import WaitingGroup, WaitingGroups
+from replay.waiting import ConsumedRows, WaitingGroup, WaitingGroups
 
 REMEMBERED_GROUPS = 65536  # ids kept to recognise a retried insert, which follows the first within minutes
 
@@ -26,12 +26,13 @@ class Prepared:
 
     arrivals: Arrivals
     encoded: pa.Buffer  # the rows as one Arrow IPC message, which owns their memory
+    rows: pa.RecordBatch  # the same, group by group; they share the message's memory
     images: Mapping[str, bytes]  # by SHA-256, those that come with the rows
 
     @property
-    def rows(self) -> pa.RecordBatch:
-        """The rows, group by group; they share the message's memory."""
-        return pa.ipc.read_record_batch(self.encoded, TRAJECTORY_SCHEMA)
+    def num_bytes(self) -> int:
+        """Bytes of the rows and of the images."""
+        return self.encoded.size + sum(map(len, self.images.values()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,8 @@ def prepare(batch: pa.RecordBatch, images: Mapping[str, bytes]) -> Prepared:
 
 def _prepared(batch: pa.RecordBatch, arrivals: Arrivals, images: Mapping[str, bytes]) -> Prepared:
     # a copy: the batch may lie in the object store, and rows that stay here for long must not pin it
-    return Prepared(arrivals=arrivals, encoded=take_rows(batch, arrivals.rows).serialize(), images=images)
+    encoded = take_rows(batch, arrivals.rows).serialize()
+    return Prepared(arrivals=arrivals, encoded=encoded, rows=pa.ipc.read_record_batch(encoded, TRAJECTORY_SCHEMA), images=images)
 
 
 class Intake:
@@ -96,6 +98,34 @@ class Intake:
             admitted: of admit, since when nothing else was queued.
         """
         self._wait(admitted.rows, admitted.arrivals, admitted.turns)
+        self._remember(admitted)
+
+    def is_next(self, admitted: Admitted) -> bool:
+        """Tell whether admitted groups could be consumed at once, turn by turn in the order of their rows.
+
+        Args:
+            admitted: of admit, since when nothing else was queued.
+
+        Returns:
+            False when others wait or a turn is missing.
+        """
+        first = self.waiting.next_turn
+        return not len(self.waiting) and admitted.turns == list(range(first, first + len(admitted.turns)))
+
+    def pass_on(self, admitted: Admitted) -> ConsumedRows:
+        """Consume admitted groups as they came, as if they had been queued before; they needn't be taken apart and put together again.
+
+        Args:
+            admitted: groups that are next.
+
+        Returns:
+            Their rows.
+        """
+        self.waiting.skip(len(admitted.turns))
+        self._remember(admitted)
+        return ConsumedRows.arrived(admitted.rows, admitted.arrivals)
+
+    def _remember(self, admitted: Admitted) -> None:
         self._known.update(dict.fromkeys(summary.group_id for summary in admitted.arrivals.summaries))
         while len(self._known) > REMEMBERED_GROUPS:
             del self._known[next(iter(self._known))]
@@ -105,7 +135,7 @@ class Intake:
         return {
             "next_turn": self.waiting.next_turn,
             "turns": {group.summary.group_id: group.turn for group in self.waiting.all()},
-            "arrived": [asdict(summary) for summary in self.arrived],
+            "arrived": [summary._asdict() for summary in self.arrived],
             "known_groups": list(self._known),
         }
 

@@ -3,8 +3,8 @@
 Owns the memory of these columns and where each key's row is. Must not know what the columns mean, places, draws or Ray.
 
 Arrow takes scattered rows out of one large batch in a single pass, but pays for every batch and column they are scattered over: with as
-many batches as rows that is nearly all of a draw's cost. So neighbours are merged while the later one is at least half as large as the
-earlier one, which copies a row log2(N / arriving rows) times at most and leaves about as many batches.
+many batches as rows that is nearly all of a draw's cost. So rows are added to the last batch where it lies (replay/growing.py) until it has
+MAX_ROWS. Then neighbours of which too little is left are copied together: any two hold more than half of MAX_ROWS rows that are there.
 """
 
 from __future__ import annotations
@@ -16,20 +16,72 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-MAX_ROWS = 65536  # of a merged batch: a merge moves some 20 MB then, and whoever waits for it doesn't notice
+from replay.growing import GrowingRows, GrowingValues
+
+MAX_ROWS = 65536  # of a batch: copying half of it moves some 10 MB, and whoever waits for it doesn't notice
+MAX_BYTES = 2**29  # of a batch: Arrow's offsets end at 2 GiB
 
 
-@dataclass(slots=True)
 class _Pack:
-    data: pa.RecordBatch
-    keys: NDArray[np.int64]  # [R] rising
-    alive: NDArray[np.bool_]  # [R]
-    num_alive: int
-    num_bytes: int
+    """One batch, to which rows can be added unless it is frozen."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self.schema = schema
+        self._rows: GrowingRows | None = GrowingRows(schema)
+        self._data: pa.RecordBatch | None = None  # of a frozen one
+        self._keys = GrowingValues(np.int64)
+        self._alive = GrowingValues(np.bool_)
+        self.num_alive = 0
+        self.num_bytes = 0
+
+    def select(self, names: Sequence[str]) -> pa.RecordBatch:
+        if self._rows is not None:
+            return self._rows.select(names)
+        assert self._data is not None
+        return self._data.select(names)
+
+    @property
+    def keys(self) -> NDArray[np.int64]:  # [R] rising
+        return self._keys.values
+
+    @property
+    def alive(self) -> NDArray[np.bool_]:  # [R]
+        return self._alive.values
 
     @property
     def dead_bytes(self) -> int:
         return self.num_bytes - self.num_bytes * self.num_alive // len(self.keys)
+
+    def has_room(self, num_rows: int, num_bytes: int) -> bool:
+        return self._rows is not None and len(self.keys) + num_rows <= MAX_ROWS and self.num_bytes + num_bytes <= MAX_BYTES
+
+    def extend(self, batch: pa.RecordBatch, keys: NDArray[np.int64], num_bytes: int) -> None:
+        assert self._rows is not None
+        self._rows.extend(batch)
+        self._keys.extend(keys)
+        self._alive.extend(np.ones(len(keys), np.bool_))
+        self.num_alive += len(keys)
+        self.num_bytes += num_bytes
+
+    def find(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows of keys that are there."""
+        mine = self.keys
+        if mine[-1] - mine[0] == len(mine) - 1:  # none between is missing
+            return keys - mine[0]
+        return np.searchsorted(mine, keys)
+
+    def remove(self, rows: NDArray[np.int64]) -> None:
+        self.alive[rows] = False
+        self.num_alive -= len(rows)
+
+    def frozen(self) -> _Pack:
+        """A copy that shares the rows, and to which none are added."""
+        copy = _Pack(self.schema)
+        copy._rows, copy._data = None, self.select(self.schema.names)
+        copy._keys.extend(self.keys)
+        copy._alive.extend(self.alive)
+        copy.num_alive, copy.num_bytes = self.num_alive, self.num_bytes
+        return copy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,20 +128,24 @@ class PackedRows:
         """Batches that the rows are in."""
         return len(self._packs)
 
-    def append(self, batch: pa.RecordBatch, keys: NDArray[np.int64]) -> None:
+    def append(self, batch: pa.RecordBatch, keys: NDArray[np.int64]) -> int:
         """Take in rows.
 
         Args:
-            batch: R >= 1 rows of the schema, which own their memory.
+            batch: R >= 1 rows of the schema. Copied.
             keys: [R] rising, above all that were there.
+
+        Returns:
+            Bytes of the rows.
         """
-        self._packs.append(_pack(batch, keys))
-        while len(self._packs) > 1:
-            before, last = self._packs[-2:]
-            if len(before.keys) >= 2 * len(last.keys) or len(before.keys) + len(last.keys) > MAX_ROWS:
-                break
-            self._packs[-2:] = _merged([before, last])
+        num_bytes = batch.nbytes
+        if not self._packs or not self._packs[-1].has_room(len(keys), num_bytes):
+            self._packs = self._tidied()
+            if not self._packs or not self._packs[-1].has_room(len(keys), num_bytes):
+                self._packs.append(_Pack(self.schema))
+        self._packs[-1].extend(batch, keys, num_bytes)
         self._recount()
+        return num_bytes
 
     def find(self, keys: NDArray[np.int64], columns: Sequence[str] | None = None) -> PackedSelection:
         """Look rows up.
@@ -101,14 +157,9 @@ class PackedRows:
         Returns:
             What reads them.
         """
-        which = np.searchsorted(self._first_keys, keys, side="right") - 1
-        numbers = np.unique(which)
         parts, asked = [], []
-        for number in numbers.tolist():
-            at = np.flatnonzero(which == number) if len(numbers) > 1 else np.arange(len(keys))
-            pack = self._packs[number]
-            data = pack.data if columns is None else pack.data.select(list(columns))
-            parts.append((data, np.searchsorted(pack.keys, keys[at])))
+        for pack, at in self._split(keys):
+            parts.append((pack.select(self.schema.names if columns is None else list(columns)), pack.find(keys[at])))
             asked.append(at)
         return PackedSelection(parts=parts, order=np.argsort(np.concatenate(asked)) if len(parts) > 1 else None)
 
@@ -118,12 +169,8 @@ class PackedRows:
         Args:
             keys: [K >= 1] of rows that are there, distinct.
         """
-        which = np.searchsorted(self._first_keys, keys, side="right") - 1
-        for number in np.unique(which).tolist():
-            pack = self._packs[number]
-            leaving = np.searchsorted(pack.keys, keys[which == number])
-            pack.alive[leaving] = False
-            pack.num_alive -= len(leaving)
+        for pack, at in self._split(keys):
+            pack.remove(pack.find(keys[at]))
         self._packs = [pack for pack in self._packs if pack.num_alive]
         self._recount()
 
@@ -133,15 +180,42 @@ class PackedRows:
         Args:
             share: of the bytes of a batch that they may hold.
         """
-        self._packs = [kept for pack in self._packs for kept in (_merged([pack]) if pack.dead_bytes > share * pack.num_bytes else [pack])]
+        self._packs = [self._together([pack]) if pack.dead_bytes > share * pack.num_bytes else pack for pack in self._packs]
         self._recount()
 
     def frozen_copy(self) -> PackedRows:
         """Copy what can change and share the rows, which can't."""
         copy = PackedRows(self.schema)
-        copy._packs = [_Pack(pack.data, pack.keys, pack.alive.copy(), pack.num_alive, pack.num_bytes) for pack in self._packs]
+        copy._packs = [pack.frozen() for pack in self._packs]
         copy._recount()
         return copy
+
+    def _split(self, keys: NDArray[np.int64]) -> list[tuple[_Pack, NDArray[np.int64]]]:
+        """The packs that keys are in, with the indices of those of each."""
+        if len(self._packs) == 1:
+            return [(self._packs[0], np.arange(len(keys)))]
+        which = np.searchsorted(self._first_keys, keys, side="right") - 1
+        return [(self._packs[number], np.flatnonzero(which == number)) for number in np.unique(which).tolist()]
+
+    def _tidied(self) -> list[_Pack]:
+        """The packs, neighbours that half a pack can hold copied together."""
+        groups: list[list[_Pack]] = []
+        for pack in self._packs:
+            if groups and _are_half([*groups[-1], pack]):
+                groups[-1].append(pack)
+            else:
+                groups.append([pack])
+        # the last one is full: what is left of it makes room for more, unless that is too much
+        return [self._together(group) if len(group) > 1 or (group is groups[-1] and _are_half(group)) else group[0] for group in groups]
+
+    def _together(self, packs: Sequence[_Pack]) -> _Pack:
+        """The rows of neighbours that are there, in a new pack."""
+        whole = _Pack(self.schema)
+        for pack in packs:
+            alive = np.flatnonzero(pack.alive)
+            rows = pack.select(self.schema.names).take(pa.array(alive))
+            whole.extend(rows, pack.keys[alive], rows.nbytes)
+        return whole
 
     def _recount(self) -> None:
         self._first_keys = np.array([pack.keys[0] for pack in self._packs], dtype=np.int64)
@@ -149,21 +223,7 @@ class PackedRows:
         self._dead_bytes = sum(pack.dead_bytes for pack in self._packs)
 
 
-def _pack(batch: pa.RecordBatch, keys: NDArray[np.int64]) -> _Pack:
-    return _Pack(batch, keys, np.ones(len(keys), dtype=bool), len(keys), batch.nbytes)
-
-
-def _merged(packs: Sequence[_Pack]) -> list[_Pack]:
-    """The rows of neighbours that are there, in one new batch."""
-    slices, keys = [], []
-    for pack in packs:
-        alive = np.flatnonzero(pack.alive)
-        starts = np.concatenate([[0], np.flatnonzero(np.diff(alive) != 1) + 1])
-        if len(starts) > len(alive) // 4:  # rows left here and there: taking one by one costs less than many slices
-            slices.append(pack.data.take(pa.array(alive)))
-        else:
-            lengths = np.diff(starts, append=len(alive)).tolist()
-            slices += [pack.data.slice(row, length) for row, length in zip(alive[starts].tolist(), lengths, strict=True)]
-        keys.append(pack.keys[alive])
-    # Arrow hands a lone slice back as it is, with all of its batch; an empty one beside it makes it a copy
-    return [_pack(pa.concat_batches([*slices, slices[0].slice(0, 0)]), np.concatenate(keys))]
+def _are_half(packs: Sequence[_Pack]) -> bool:
+    """Whether one pack can hold the rows that are there, and as much again."""
+    rows, num_bytes = sum(pack.num_alive for pack in packs), sum(pack.num_bytes - pack.dead_bytes for pack in packs)
+    return rows <= MAX_ROWS // 2 and num_bytes <= MAX_BYTES // 2

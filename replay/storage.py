@@ -2,7 +2,7 @@
 
 Owns the memory of the trajectories and what is known of each row (key, version, priority, use count). Must not know modes, draws,
 groups or Ray. Rows never become Python objects: they are appended and gathered as Arrow arrays. Wide columns, whose size grows with the
-tokens, stay in the batches they came in and are never copied again; narrow ones are packed (replay/packed.py).
+tokens, stay in the batches they came in (replay/wide.py) and are never copied again; narrow ones are packed (replay/packed.py).
 
 A row has a place in arrays that are sorted by key, and keeps it until the storage packs itself. A row that leaves only marks its place,
 so that neither an append nor a removal moves the others; when the arrays are full and at least half of the places are left, the rows
@@ -20,6 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from replay.packed import PackedRows, PackedSelection
+from replay.wide import WideBatch, WideSelection, hold
 
 KNOWN_FIELDS: dict[str, type] = {
     "key": np.int64,  # unique, increasing with insertion
@@ -45,30 +46,18 @@ DEAD_SHARE = 1 / 8  # of the rows' bytes: what rows that have left may still hol
 ROWS_PER_BATCH = 256  # of the batches that packed rows move to
 
 
-@dataclass(slots=True)
-class _StoredBatch:
-    data: pa.StructArray  # one field a wide column: a slice of it costs the same however many columns there are
-    num_bytes: int  # asking Arrow anew walks through all columns
-    num_alive: int  # of its rows
-
-    @property
-    def dead_bytes(self) -> int:
-        """The share of the rows that left."""
-        return self.num_bytes - self.num_bytes * self.num_alive // len(self.data)
-
-
 @dataclass(frozen=True, kw_only=True)
 class RowSelection:
     """Rows that were looked up; they stay readable, from any thread, whatever leaves the storage meanwhile."""
 
     schema: pa.Schema
-    slices: list[tuple[pa.StructArray, int, int]]  # runs of neighbours in the wide columns: batch, first row, rows
+    names: Sequence[str]  # of the wide columns
+    wide: WideSelection
     packed: PackedSelection | None  # the narrow columns, if there are any
 
     def read(self) -> pa.RecordBatch:
         """Copy the rows out, in the order they were asked for."""
-        wide = pa.concat_arrays([data.slice(row, length) for data, row, length in self.slices])
-        columns = dict(zip((field.name for field in wide.type), wide.flatten(), strict=True))
+        columns = dict(zip(self.names, self.wide.read(), strict=True))
         if self.packed is not None:
             narrow = self.packed.read()
             columns |= zip(narrow.schema.names, narrow.columns, strict=True)
@@ -95,10 +84,12 @@ class Storage:
         self._columns: dict[str, NDArray] = {
             name: np.zeros(FIRST_CAPACITY, dtype=dtype) for name, dtype in {**KNOWN_FIELDS, **_STATE_FIELDS}.items()
         }
+        self._columns["spans"] = np.zeros((FIRST_CAPACITY, len(self._wide), 2), np.int32)  # of the row in its batch, see wide.hold
         self._tail = 0  # places in use, those of rows that left included
         self._head = 0  # no row is alive before it
         self._num_alive = 0
-        self._batches: dict[int, _StoredBatch] = {}
+        self._batches: dict[int, WideBatch] = {}
+        self._all_joined = True  # every batch that was ever held, see WideBatch
         self._next_key = 0
         self._next_batch = 0
         self._held_bytes = 0  # of the wide columns
@@ -169,10 +160,9 @@ class Storage:
         places = np.arange(self._tail, self._tail + num_rows)
         self._tail += num_rows
         fields = {
-            "current_advantage": np.zeros(num_rows),
-            "times_sampled": np.zeros(num_rows),
-            "tokens": np.zeros(num_rows),
-            "row_bytes": np.full(num_rows, -(-batch.nbytes // max(num_rows, 1))),
+            "current_advantage": 0.0,
+            "times_sampled": 0,
+            "tokens": 0,
             **known,
             "key": np.arange(self._next_key, self._next_key + num_rows),
             "place": places,
@@ -234,13 +224,18 @@ class Storage:
             What reads them.
         """
         batches, rows = self._columns["batch"][places], self._columns["row"][places]
-        # neighbours of one batch are one zero-copy slice: the cost of reading is the number of slices
-        starts = np.concatenate([[0], np.flatnonzero((np.diff(batches) != 0) | (np.diff(rows) != 1)) + 1])
-        lengths = np.diff(starts, append=len(rows))
-        runs = zip(batches[starts].tolist(), rows[starts].tolist(), lengths.tolist(), strict=True)
+        # neighbours of one batch are copied together: the cost of reading is the number of runs
+        starts = np.flatnonzero(np.concatenate(([True], (batches[1:] != batches[:-1]) | (rows[1:] - rows[:-1] != 1))))
         return RowSelection(
             schema=self.schema,
-            slices=[(self._batches[number].data, row, length) for number, row, length in runs],
+            names=self._wide,
+            wide=WideSelection(
+                batches=[self._batches[number] for number in batches[starts].tolist()],
+                rows=rows[starts].tolist(),
+                starts=starts,
+                spans=self._columns["spans"][places],
+                all_joined=self._all_joined,
+            ),
             packed=self._packed.find(self._columns["key"][places]) if self._packed is not None else None,
         )
 
@@ -297,8 +292,8 @@ class Storage:
         copy = Storage(self.schema, self._narrow)
         copy._packed = self._packed.frozen_copy() if self._packed is not None else None
         copy._columns = {name: column.copy() for name, column in self._columns.items()}
-        copy._batches = {number: _StoredBatch(batch.data, batch.num_bytes, batch.num_alive) for number, batch in self._batches.items()}
-        for name in ("_tail", "_head", "_num_alive", "_next_key", "_next_batch", "_held_bytes", "_dead_bytes", "_row_bytes"):
+        copy._batches = {number: batch.copy() for number, batch in self._batches.items()}
+        for name in ("_tail", "_head", "_num_alive", "_next_key", "_next_batch", "_held_bytes", "_dead_bytes", "_row_bytes", "_all_joined"):
             setattr(copy, name, getattr(self, name))
         return copy
 
@@ -326,7 +321,7 @@ class Storage:
         """
         storage = cls(schema, narrow)
         for name, column in storage._columns.items():
-            storage._columns[name] = np.zeros(layout["capacity"], dtype=column.dtype)
+            storage._columns[name] = np.zeros((layout["capacity"], *column.shape[1:]), dtype=column.dtype)
         keys = np.concatenate([known["key"] for _, known in parts]) if parts else np.empty(0, np.int64)
         places = np.concatenate([known["place"] for _, known in parts]) if parts else np.empty(0, np.int64)
         if np.any(np.diff(keys) <= 0) or np.any(keys < 0) or np.any(keys >= layout["next_key"]):
@@ -348,22 +343,25 @@ class Storage:
         """Keep a batch and what is known of its rows."""
         if batch.num_rows == 0:
             return
-        for name, values in fields.items():
+        num_bytes = self._hold(batch.select(self._wide), places)
+        if self._packed is not None:
+            num_bytes += self._packed.append(batch.select(self._narrow), np.asarray(fields["key"], np.int64))
+        for name, values in {"row_bytes": -(-num_bytes // len(places)), **fields}.items():
             self._columns[name][places] = values
         self._columns["alive"][places] = True
         self._num_alive += len(places)
         self._row_bytes += int(self._columns["row_bytes"][places].sum())
-        self._hold(batch.select(self._wide), places)
-        if self._packed is not None:
-            self._packed.append(batch.select(self._narrow), self._columns["key"][places])
 
-    def _hold(self, wide: pa.RecordBatch, places: NDArray[np.int64]) -> None:
-        """Let a batch hold the rows' wide columns."""
+    def _hold(self, wide: pa.RecordBatch, places: NDArray[np.int64]) -> int:
+        """Let a batch hold the rows' wide columns; its bytes."""
         self._columns["batch"][places] = self._next_batch
         self._columns["row"][places] = np.arange(wide.num_rows)
-        self._batches[self._next_batch] = _StoredBatch(wide.to_struct_array(), wide.nbytes, wide.num_rows)
-        self._held_bytes += self._batches[self._next_batch].num_bytes
+        held, self._columns["spans"][places] = hold(wide)
+        self._batches[self._next_batch] = held
+        self._all_joined = self._all_joined and held.is_joined
+        self._held_bytes += held.num_bytes
         self._next_batch += 1
+        return held.num_bytes
 
     def _reserve(self, num_rows: int) -> None:
         """Make places behind the rows, by moving the rows together or by doubling; either way the mean cost of an append is constant."""
@@ -374,7 +372,7 @@ class Storage:
         while 2 * (len(old) + num_rows) > capacity:
             capacity *= 2
         for name, column in self._columns.items():
-            moved = np.zeros(capacity, dtype=column.dtype)
+            moved = np.zeros((capacity, *column.shape[1:]), dtype=column.dtype)
             moved[: len(old)] = column[old]
             self._columns[name] = moved
         self._columns["place"][: len(old)] = np.arange(len(old))
@@ -396,7 +394,7 @@ class Storage:
         """Move the rows of the emptiest batches into new ones, until rows that left hold half of what they may."""
         if self._packed is not None:
             self._packed.reclaim(DEAD_SHARE / 4)
-        emptiest = sorted(self._batches, key=lambda number: (self._batches[number].num_alive / len(self._batches[number].data), number))
+        emptiest = sorted(self._batches, key=lambda number: (self._batches[number].num_alive / self._batches[number].data.num_rows, number))
         excess = self._excess(DEAD_SHARE / 2)
         chosen: list[int] = []
         while excess > 0 and len(chosen) < len(emptiest):

@@ -74,11 +74,12 @@ class SumTree:
         rest = shares * self.total
         rows = np.arange(len(shares))
         for level in reversed(self._levels):
-            children = level.reshape(-1, FANOUT)[nodes]
-            sums = np.cumsum(children, axis=1)
+            children = level.reshape(-1, FANOUT)
+            # where draws share nodes, near the root, each node's sums are computed once
+            sums = np.cumsum(children, axis=1)[nodes] if len(children) < len(nodes) else np.cumsum(children[nodes], axis=1)
             # below the running sum itself: rounding must not carry a draw past the last child that has a weight
             rest = np.minimum(rest, np.nextafter(sums[:, -1], 0.0))
-            chosen = np.count_nonzero(sums <= rest[:, None], axis=1)
+            chosen = (sums <= rest[:, None]).sum(axis=1)
             rest = rest - np.where(chosen > 0, sums[rows, np.maximum(chosen - 1, 0)], 0.0)
             nodes = nodes * FANOUT + chosen
         return nodes

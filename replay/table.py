@@ -6,6 +6,7 @@ A row that was appended is drawn as an older one, and leaves, only once it is op
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -122,11 +123,12 @@ class Table:
         versions, priorities = (self.storage.column(name)[places] for name in ("version", "priority"))
         return places[first_to_leave(self._config.remover, versions=versions, priorities=priorities, num=num)]
 
-    def open(self, places: NDArray[np.int64]) -> None:
+    def open(self, places: NDArray[np.int64], shown: Counter[str] | None = None) -> None:
         """Let rows be drawn as older ones, and leave.
 
         Args:
             places: [K] of rows that aren't.
+            shown: the images that they show, of images.image_hashes; None: to be looked up.
         """
         if len(places) == 0:
             return
@@ -136,7 +138,7 @@ class Table:
         self._newest_version = max(self._newest_version, int(self.storage.column("version")[places].max()))
         self._expired_at = None
         if self.images.shows_any:
-            self.images.unpin(image_hashes(self.storage.gather(places, ["images"])))
+            self.images.unpin(image_hashes(self.storage.gather(places, ["images"])) if shown is None else shown)
         if self._tree is not None:
             self._tree.enter(places, self.storage.column("priority")[places], self.storage.column("version")[places])
         if self._prompts is not None:

@@ -5,13 +5,14 @@ Owns the order of consumption: step after step takes the next turns, whenever th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from replay.groups import GroupSummary
+from replay.groups import Arrivals, GroupSummary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,54 @@ class WaitingGroup:
     def rows(self) -> pa.RecordBatch:
         """[G] trajectories; cutting them out costs more than all else here, so it's done when someone wants them."""
         return self.batch.slice(self.start, self.summary.trajectories)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsumedRows:
+    """All rows of consumed groups, group by group."""
+
+    rows: pa.RecordBatch  # [R] of TRAJECTORY_SCHEMA
+    effective: NDArray[np.bool_]  # [R] whether the row's group is
+    versions: NDArray[np.int64]  # [R] the oldest of each row
+    advantages: NDArray[np.float64]  # [R]
+    tokens: NDArray[np.int64]  # [R] of prompt and response
+
+    @classmethod
+    def arrived(cls, rows: pa.RecordBatch, arrivals: Arrivals) -> ConsumedRows:
+        """Take rows as they came.
+
+        Args:
+            rows: those of the arrivals, in their order.
+            arrivals: what is known of them.
+
+        Returns:
+            Both.
+        """
+        return cls(
+            rows=rows,
+            effective=arrivals.effective,
+            versions=arrivals.versions,
+            advantages=arrivals.advantages,
+            tokens=arrivals.tokens,
+        )
+
+    @classmethod
+    def together(cls, groups: Sequence[WaitingGroup]) -> ConsumedRows:
+        """Put groups together.
+
+        Args:
+            groups: at least one.
+
+        Returns:
+            Their rows, in one batch.
+        """
+        return cls(
+            rows=pa.concat_batches([group.rows for group in groups]),
+            effective=np.repeat([group.summary.effective for group in groups], [group.summary.trajectories for group in groups]),
+            versions=np.concatenate([group.versions for group in groups]),
+            advantages=np.concatenate([group.advantages for group in groups]),
+            tokens=np.concatenate([group.tokens for group in groups]),
+        )
 
 
 class WaitingGroups:
@@ -133,6 +182,15 @@ class WaitingGroups:
             self._num_bytes -= group.num_bytes
         self._next_turn += num_groups
         return taken
+
+    def skip(self, num_groups: int) -> None:
+        """Let the next turns be over, of groups that needn't wait; nothing waits now.
+
+        Args:
+            num_groups: how many turns.
+        """
+        self._next_turn += num_groups
+        self._gap, self._end = self._next_turn, max(self._end, self._next_turn)
 
     def take_through(self, end_turn: int) -> list[WaitingGroup]:
         """Consume the groups before a turn, whether or not all of them are there.

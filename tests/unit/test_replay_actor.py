@@ -28,6 +28,7 @@ def batch_of(*names):
 
 
 def test_a_slow_reader_blocks_no_writer(monkeypatch):
+    monkeypatch.setattr(actor_module, "READ_AT_ONCE", 0)
     go_on, copy = threading.Event(), Drawn.read
 
     def slow(drawn):

@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algorithms.schema import TRAJECTORY_SCHEMA, to_record_batch
@@ -139,6 +139,7 @@ def test_trajectories_come_out_as_they_went_in():
         st.one_of(st.tuples(st.just("append"), st.integers(0, 40)), st.tuples(st.sampled_from(["some", "oldest"]), st.integers(0, 99)))
     )
 )
+@settings(deadline=None)
 def test_storage_behaves_like_a_list(events):
     storage, model, count = Storage(NUMBERS), [], 0
     moved = []
