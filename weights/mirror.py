@@ -98,9 +98,11 @@ class WeightMirror:
         where = f"update to version {manifest.version}"
         if not len(parts) == len(payloads) == len(manifest.buckets):
             raise WeightUpdateError(f"{where}: {len(manifest.buckets)} buckets were sent, {len(payloads)} arrived")
-        taken, self._early = self.taken(shipment), None
+        early, self._early = self._early, None
+        begun = early is not None and early.is_of(shipment)
+        taken = early.taken if early is not None and begun else set()
         if base is not None:
-            if not taken:
+            if not begun:
                 self._must_hold(base, where)
             if self._layout is None or not manifest.same_layout(self._layout):
                 raise BaseMismatchError(f"{where}: the changes are to tensors that lie elsewhere here")
@@ -108,7 +110,7 @@ class WeightMirror:
             raise WeightUpdateError(f"{where}: changes came without the checksum of the weights that they refer to")
         elif self._layout is None or not manifest.same_layout(self._layout):
             self._allocate(manifest)
-        if not taken:
+        if not begun:
             self._begin(manifest.version)
         for index, (bucket, part, payload) in enumerate(zip(manifest.buckets, parts, payloads, strict=True)):
             if index not in taken:
