@@ -32,7 +32,7 @@ from tasks.errors import BadPromptError
 from tasks.families import read_form
 from tasks.grading import GraderPool
 from tasks.prompts import PromptEncoder
-from weights.manifest import Shipment
+from weights.manifest import EarlyPart, Shipment
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -291,6 +291,11 @@ class RolloutActor:
         """Read files of this node while they are being written; see WeightIntake.expect."""
         self._running()
         await self._intake.expect(paths, version)
+
+    async def take_early(self, early: EarlyPart) -> None:
+        """Take one bucket of a version that is still being published; see WeightIntake.take_early."""
+        self._running()
+        await self._intake.take_early(early)
 
     async def update_weights(self, shipment: Shipment) -> WeightReceipt:
         """Put a published version into the engine; see WeightIntake.take."""

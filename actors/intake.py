@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 from actors.engine import RolloutEngine
-from weights.manifest import SenderLostError, Shipment, WeightUpdateError
+from weights.manifest import BaseMismatchError, EarlyPart, SenderLostError, Shipment, WeightUpdateError
 from weights.staging import StagedUpdate, StagingArea, shared_memory_root
 
 if TYPE_CHECKING:
@@ -61,6 +62,26 @@ class WeightIntake:
         """
         await self._engine.expect_weights(paths, version, timeout_s=self._timeout_s)
 
+    async def take_early(self, early: EarlyPart) -> None:
+        """Bring one bucket of the copy to a version that is still being published; the version comes by take all the same.
+
+        Args:
+            early: the bucket; several may be on their way at once.
+
+        Raises:
+            SenderLostError: when it is gone before it arrived.
+            BaseMismatchError: when it refers to other weights than those here; nothing has happened.
+            WeightUpdateError: when it is not what it says.
+            EngineError: when the engine died or did not answer in time.
+        """
+        (payload,) = await self._arrived([early.payload], early.version)
+        async with self._lock:
+            if self._mirror is None:
+                raise BaseMismatchError(f"update to version {early.version}: {self._name} has no copy that changes could be made in")
+            if not self._mirror.taken(early):
+                await self._engine.expect_weights(self._mirror.paths, early.version, timeout_s=self._timeout_s)
+            await asyncio.to_thread(self._mirror.take_early, early, payload)
+
     async def take(self, shipment: Shipment) -> WeightReceipt:
         """Stage a published version whole, then have the engine verify and load it.
 
@@ -103,19 +124,24 @@ class WeightIntake:
             self._area.close()
 
     async def _stage(self, shipment: Shipment) -> StagedUpdate:
-        """Fetch the parts and bring the copy to their version."""
-        references = [payload for payload in shipment.payloads if payload is not None]
-        try:
-            fetched = iter(await asyncio.wait_for(asyncio.gather(*references), self._timeout_s))
-        except (ray.exceptions.RayError, TimeoutError) as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise SenderLostError(f"version {shipment.manifest.version} did not reach {self._name}: {reason}") from error
-        payloads = [None if payload is None else next(fetched) for payload in shipment.payloads]
+        """Fetch the parts that have not come early, and bring the copy to their version."""
+        taken = self._mirror.taken(shipment) if self._mirror is not None else frozenset()
+        wanted = [None if index in taken else payload for index, payload in enumerate(shipment.payloads)]
+        payloads = await self._arrived(wanted, shipment.manifest.version)
         if self._area is None or self._mirror is None:
             from weights.mirror import WeightMirror  # imports torch, which the controller, who knows receipts, has no use for
 
             self._area = StagingArea(str(shared_memory_root(shipment.manifest.nbytes)))
             self._mirror = WeightMirror(self._area)
-        if self._mirror.paths:
+        if self._mirror.paths and not taken:  # else it is reading already
             await self._engine.expect_weights(self._mirror.paths, shipment.manifest.version, timeout_s=self._timeout_s)
         return await asyncio.to_thread(self._mirror.take, shipment, payloads)
+
+    async def _arrived(self, payloads: Sequence[Any], version: int) -> list[Any]:
+        """What the references refer to; None stays None."""
+        try:
+            fetched = iter(await asyncio.wait_for(asyncio.gather(*(p for p in payloads if p is not None)), self._timeout_s))
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise SenderLostError(f"version {version} did not reach {self._name}: {reason}") from error
+        return [None if payload is None else next(fetched) for payload in payloads]

@@ -20,7 +20,7 @@ import asyncio
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,9 @@ import torch
 from actors.engine import RolloutEngine
 from benchmarks.report import Series, conditions, table
 from conf.loading import load_config
-from weights.manifest import Part, Shipment
+from weights.manifest import EarlyPart, Part, Shipment
 from weights.mirror import WeightMirror
-from weights.publisher import Publication, WeightPublisher
+from weights.publisher import WeightPublisher
 from weights.source import DeepSpeedWeightSource, ParameterMetadata
 from weights.staging import StagedUpdate, StagingArea
 from weights.verifier import FileVerifier
@@ -89,6 +89,9 @@ class Tensors:
     def step(self, share: float, random: np.random.Generator) -> None:
         """Change a share of the numbers."""
         for tensor in self.tensors.values():
+            if share == 1:
+                tensor.neg_()
+                continue
             chosen = torch.from_numpy(random.choice(TENSOR_NUMBERS, int(share * TENSOR_NUMBERS), replace=False))
             tensor[chosen] = torch.randn(len(chosen)).to(tensor.dtype)
 
@@ -105,21 +108,17 @@ class Sender:
         """New weights; their bytes."""
         self._weights = Tensors(self._nbytes, getattr(torch, dtype))
         self._publisher = WeightPublisher(self._weights, bucket_bytes=BUCKET_BYTES, sends=True)
-        self._publication: Publication | None = None
         return sum(tensor.nbytes for tensor in self._weights.tensors.values())
 
     def step(self, share: float) -> None:
         """An optimizer step that changes a share of the numbers."""
         self._weights.step(share, self._random)
 
-    def publish(self, compare: bool) -> Shipment:
+    @ray.method(num_returns="streaming")
+    def publish(self, compare: bool) -> Iterator[EarlyPart | Shipment]:
         """As LearnerRank.publish."""
         self._version += 1
-        found = self._publisher.publish(self._version, compare=compare)
-        assert found is not None
-        payloads = tuple(None if payload is None else ray.put(payload) for payload in found.payloads)
-        nbytes = sum(payload.nbytes for payload in found.payloads if payload is not None)
-        return Shipment(manifest=found.manifest, paths=found.paths, base=found.base, parts=found.parts, payloads=payloads, nbytes=nbytes)
+        yield from self._publisher.publish(self._version, compare=compare, put=ray.put)
 
     def whole(self) -> Shipment:
         """As LearnerRank.whole_weights."""
@@ -152,16 +151,32 @@ class Receiver:
         """As RolloutActor.expect_weights."""
         self._verifier.expect(paths, version, timeout_s=120)
 
+    def take_early(self, early: EarlyPart) -> None:
+        """As WeightIntake.take_early."""
+        if not self._mirror.taken(early):
+            self.expect(self._mirror.paths, early.version)
+        self._mirror.take_early(early, None if early.payload is None else ray.get(early.payload))
+
     def take(self, shipment: Shipment) -> str:
         """Stage, verify every byte, answer the checksum."""
         if shipment.paths is not None:
             staged = StagedUpdate(paths=shipment.paths, manifest=shipment.manifest)
         else:
-            fetched = iter(ray.get([payload for payload in shipment.payloads if payload is not None]))
-            if self._mirror.paths:
+            taken = self._mirror.taken(shipment)
+            wanted = [None if index in taken else payload for index, payload in enumerate(shipment.payloads)]
+            if self._mirror.paths and not taken:
                 self.expect(self._mirror.paths, shipment.manifest.version)
-            staged = self._mirror.take(shipment, [None if payload is None else next(fetched) for payload in shipment.payloads])
+            staged = self._mirror.take(shipment, [None if payload is None else ray.get(payload) for payload in wanted])
         return self._verifier.verify(staged.paths, staged.manifest)
+
+
+def published(sender: Any, *, compare: bool, early: Callable[[EarlyPart], None] = lambda part: None) -> Shipment:
+    """As LearnerGroup.publish."""
+    for reference in sender.publish.remote(compare):
+        item = ray.get(reference)
+        if isinstance(item, EarlyPart):
+            early(item)
+    return item
 
 
 def sync(receivers: list[Any], make: Callable[[], Shipment], ahead: tuple[tuple[str, ...], int] | None = None) -> tuple[float, Shipment]:
@@ -184,7 +199,7 @@ def full(sender: Any, receivers: list[Any], rounds: int) -> str:
     nbytes = ray.get(sender.reset.remote("float32"))
 
     def make() -> Shipment:
-        return dataclasses.replace(ray.get(sender.publish.remote(False)), base=None, parts=(), payloads=())
+        return published(sender, compare=False)
 
     _, last = sync(receivers, make)  # makes the files
 
@@ -212,18 +227,23 @@ def full(sender: Any, receivers: list[Any], rounds: int) -> str:
 def changes(sender: Any, receiver: Any, dtype: str, rounds: int) -> str:
     """2 % changed numbers through the object store against whole versions through it."""
     nbytes = ray.get(sender.reset.remote(dtype))
-    ray.get(sender.publish.remote(False))
+    published(sender, compare=False)
 
     def whole() -> Shipment:
-        ray.get(sender.publish.remote(False))
+        published(sender, compare=False)
         return ray.get(sender.whole.remote())
 
     def parts() -> Shipment:
-        return dataclasses.replace(ray.get(sender.publish.remote(True)), paths=None)
+        sent: list[Any] = []
+        shipment = published(sender, compare=True, early=lambda part: sent.append(receiver.take_early.remote(part)))
+        ray.get(sent, timeout=120)
+        return dataclasses.replace(shipment, paths=None)
 
     sync([receiver], whole)
-    whole_s, parts_s, share = [], [], []
+    whole_s, parts_s, all_s, share = [], [], [], []
     for _ in range(rounds):
+        ray.get(sender.step.remote(1.0))
+        all_s.append(1000 * sync([receiver], parts)[0])
         ray.get(sender.step.remote(CHANGED))
         whole_s.append(1000 * sync([receiver], whole)[0])
         ray.get(sender.step.remote(CHANGED))
@@ -231,7 +251,9 @@ def changes(sender: Any, receiver: Any, dtype: str, rounds: int) -> str:
         parts_s.append(1000 * seconds)
         share.append(shipment.nbytes / nbytes)
     title = f"{CHANGED:.0%} changed numbers of {nbytes / MEGABYTE:.0f} MB {dtype}, through the object store"
-    rows = table(title, Series("changes", parts_s, "ms"), Series("whole", whole_s, "ms"))
+    whole_series = Series("whole", whole_s, "ms")
+    rows = table(title, Series("changes", parts_s, "ms"), whole_series)
+    rows += Series("everything changed, bucket by bucket", all_s, "ms").row(whole_series) + "\n"
     return rows + f"\nBytes sent: {max(share):.2%} of a whole version's; the receiver's copy is bit-identical (checksum of every byte).\n"
 
 
@@ -253,8 +275,9 @@ async def pause(model: Path, rounds: int) -> str:
                 if paths:
                     await engine.expect_weights(paths, version)
                 begin = time.perf_counter()
-                found = await asyncio.to_thread(publisher.publish, version, compare=False)
-                assert found is not None
+                (found,) = await asyncio.to_thread(lambda version=version: list(publisher.publish(version, compare=False)))
+                assert isinstance(found, Shipment)
+                assert found.paths is not None
                 published, paths = time.perf_counter(), found.paths
                 receipt = await engine.update_weights(StagedUpdate(paths=found.paths, manifest=found.manifest), version)
                 if version > 2:  # the first two pay for what is done once

@@ -4,13 +4,15 @@
 
 The link is a pair of virtual network interfaces between two network namespaces, limited by the kernel's token bucket; it takes root and
 Debian's iproute2. Sender and receiver do what a learner rank and a rollout actor do with weights before vLLM loads them: publish, send,
-apply to the receiver's copy, verify every byte, answer the checksum. Between them is a TCP connection and no Ray, which would add the
-same two copies to both ways. Rounds are interleaved. Read the ratios.
+apply to the receiver's copy, verify every byte, answer the checksum. A bucket that has changed is on its way while the next is compared;
+a whole version, as a new actor gets it, is sent when it is published. Between them is a TCP connection, served by a thread of each end, and
+no Ray, which would add the same two copies to both ways. Rounds are interleaved. Read the ratios.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import pickle
 import socket
@@ -18,7 +20,8 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,7 +32,7 @@ from numpy.typing import NDArray
 from benchmarks.report import Series, conditions, table
 from benchmarks.weights import BUCKET_BYTES, CHANGED, MEGABYTE, Tensors
 from weights.buckets import as_bytes
-from weights.manifest import Part, Shipment
+from weights.manifest import EarlyPart, Part, Shipment
 from weights.mirror import WeightMirror
 from weights.publisher import WeightPublisher
 from weights.staging import StagingArea
@@ -94,42 +97,48 @@ def compare(gbit: float, dtype: str, nbytes: int, rounds: int) -> str:
             connection, _ = server.accept()
             with connection:
                 connection.settimeout(TIMEOUT_S)
-                series: dict[str, list[float]] = {"whole": [], "changes": []}
+                series: dict[str, list[float]] = {"whole": [], "changes": [], "everything": []}
                 sent: dict[str, int] = {}
-                for number in range(2 * rounds + 2):
-                    kind = "whole" if number % 2 == 0 else "changes"
-                    weights.step(CHANGED, random)
+                for number in range(len(series) * (rounds + 1)):
+                    kind = list(series)[number % len(series)]
+                    weights.step(1.0 if kind == "everything" else CHANGED, random)
                     begin = time.perf_counter()
-                    shipment, payloads = prepared(sender, kind, version=number + 1)
-                    sent[kind] = send(connection, shipment, payloads)
+                    with ThreadPoolExecutor(1) as wire:
+                        checksum, sent[kind] = publish_to(connection, wire, sender, kind, version=number + 1)
                     answer = bytes(take(connection, 16)).decode()
                     seconds = time.perf_counter() - begin
-                    assert answer == shipment.manifest.checksum
-                    if number >= 2:  # the first two make the files
+                    assert answer == checksum
+                    if number >= len(series):  # the first ones make the files
                         series[kind].append(1000 * seconds)
         finally:
             sender.close()
             process.wait(TIMEOUT_S)
     changes, whole = Series("changes", series["changes"], "ms"), Series("whole", series["whole"], "ms")
     rows = table(f"{gbit:g} Gbit/s: {CHANGED:.0%} changed numbers of {nbytes / MEGABYTE:.0f} MB {dtype}", changes, whole)
+    rows += Series("everything changed, bucket by bucket", series["everything"], "ms").row(whole) + "\n"
     return rows + f"\nBytes sent: {sent['changes'] / sent['whole']:.2%} of a whole version's; bit-identical (checksum of every byte).\n"
 
 
-def prepared(sender: WeightPublisher, kind: str, *, version: int) -> tuple[Shipment, list[NDArray[np.uint8] | None]]:
-    """As a learner rank publishes for an actor on another node."""
-    publication = sender.publish(version, compare=kind == "changes")
-    assert publication is not None
-    if kind == "changes":
-        shipment = Shipment(manifest=publication.manifest, base=publication.base, parts=publication.parts)
-        return shipment, list(publication.payloads)
-    manifest, buckets = sender.whole()
-    return Shipment(manifest=manifest, parts=(Part.whole,) * len(buckets)), list(buckets)
+def publish_to(connection: socket.socket, wire: Executor, sender: WeightPublisher, kind: str, *, version: int) -> tuple[str, int]:
+    """As a learner rank publishes for an actor on another node; the checksum of the version and the bytes of its payloads."""
+    sending = []
+    for item in sender.publish(version, compare=kind != "whole"):
+        if isinstance(item, EarlyPart):
+            sending.append(wire.submit(send, connection, dataclasses.replace(item, payload=None), [item.payload]))
+            continue
+        manifest, buckets = sender.whole()
+        if kind == "whole":
+            parts, payloads = (Part.whole,) * len(buckets), list(buckets)
+        else:
+            parts, payloads = item.parts, [None] * len(buckets)  # they are on their way
+        sending.append(wire.submit(send, connection, Shipment(manifest=manifest, base=item.base, parts=parts), payloads))
+    return manifest.checksum, sum(done.result() for done in sending)
 
 
-def send(connection: socket.socket, shipment: Shipment, payloads: list[NDArray[np.uint8] | None]) -> int:
+def send(connection: socket.socket, item: EarlyPart | Shipment, payloads: Sequence[NDArray[np.uint8] | None]) -> int:
     """Lengths first, then everything; the bytes of the payloads."""
     sizes = [-1 if payload is None else payload.nbytes for payload in payloads]
-    head = pickle.dumps((shipment, sizes))
+    head = pickle.dumps((item, sizes))
     connection.sendall(struct.pack("<q", len(head)) + head)
     for payload in payloads:
         if payload is not None:
@@ -139,20 +148,29 @@ def send(connection: socket.socket, shipment: Shipment, payloads: list[NDArray[n
 
 def receive(port: int) -> None:
     """As a rollout actor and its engine, until the sender hangs up."""
-    with socket.create_connection((SENDER, port), TIMEOUT_S) as connection, StagingArea() as area:
+    with socket.create_connection((SENDER, port), TIMEOUT_S) as connection, StagingArea() as area, ThreadPoolExecutor(1) as thread:
         mirror, verifier = WeightMirror(area), FileVerifier()
         memory: dict[tuple[int, int], Any] = {}  # receiving into new memory would cost page faults that Ray's store has not
+        applying: list[Future[None]] = []
         while True:
             length = take(connection, 8)
             if not length:
                 return
-            shipment, sizes = pickle.loads(bytes(take(connection, struct.unpack("<q", length)[0])))
+            item, sizes = pickle.loads(bytes(take(connection, struct.unpack("<q", length)[0])))
             payloads = []
             for index, size in enumerate(sizes):
-                payloads.append(None if size < 0 else take(connection, size, memory.setdefault((index, size), bytearray(max(size, 0)))))
-            if mirror.paths:
-                verifier.expect(mirror.paths, shipment.manifest.version, timeout_s=TIMEOUT_S)
-            staged = mirror.take(shipment, payloads)
+                where = (item.index if isinstance(item, EarlyPart) else index, size)
+                payloads.append(None if size < 0 else take(connection, size, memory.setdefault(where, bytearray(max(size, 0)))))
+            if mirror.paths and not applying:
+                version = item.version if isinstance(item, EarlyPart) else item.manifest.version
+                verifier.expect(mirror.paths, version, timeout_s=TIMEOUT_S)
+            if isinstance(item, EarlyPart):
+                applying.append(thread.submit(mirror.take_early, item, payloads[0]))
+                continue
+            for done in applying:
+                done.result()
+            applying.clear()
+            staged = mirror.take(item, payloads)
             connection.sendall(verifier.verify(staged.paths, staged.manifest).encode())
 
 

@@ -33,7 +33,7 @@ from cluster.waiting import answer_within
 from conf.resources import rollout_bundle
 from conf.schema import Config, EvaluationMode
 from conf.sizes import in_lockstep
-from weights.manifest import Shipment
+from weights.manifest import EarlyPart, Shipment
 
 logger = logging.getLogger(__name__)
 
@@ -283,6 +283,20 @@ class RolloutFleet:
         """
         call = replica.actor.expect_weights.remote(paths, version)
         await self._answer(replica, call, self.config.weights.timeout_s, f"to read version {version} ahead")
+
+    async def send_early(self, replica: Replica, early: EarlyPart) -> None:
+        """Bring one bucket of a version that is still being published to the node of one engine.
+
+        Args:
+            replica: that holds what the part refers to.
+            early: the bucket.
+
+        Raises:
+            ReplicaLostError: when it died or did not answer in time; it is out of service now.
+            WeightUpdateError: when it can't use it; the version must come whole.
+        """
+        call = replica.actor.take_early.remote(early)
+        await self._answer(replica, call, self.config.weights.timeout_s, f"to take bucket {early.index} of version {early.version}")
 
     async def update_weights(self, replica: Replica, shipment: Shipment) -> WeightReceipt:
         """Bring a published version into one engine.

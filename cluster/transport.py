@@ -24,7 +24,7 @@ from cluster.probe import EngineProbe
 from cluster.replica import Replica, ReplicaLostError
 from conf.schema import Config, Device
 from learner.group import LearnerGroup, LearnerGroupError
-from weights.manifest import SenderLostError, Shipment, WeightUpdateError
+from weights.manifest import EarlyPart, SenderLostError, Shipment, WeightUpdateError
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +85,8 @@ class WeightTransport(Protocol):
 class StagedTransport:
     """Verified files for replicas on the learner's node; changes or whole buckets through Ray's object store for the others.
 
+    A bucket is on its way to them while the learner looks at the next one.
+
     A replica that dies, stalls, refuses whole weights or answers another checksum is taken out of service, alone.
 
     Args:
@@ -107,17 +109,21 @@ class StagedTransport:
             self._learner_node = (await self._learner.health())[0]["node"]  # asked each time: a group may be built again elsewhere
             replicas = list(self._fleet.replicas)
             by_parts = [replica for replica in replicas if not self._reads_files(replica)]
-            reading = {replica: asyncio.create_task(self._read_ahead(replica, version)) for replica in replicas}
+            ahead = {replica: [asyncio.create_task(self._read_ahead(replica, version))] for replica in replicas}
+
+            def hand_on(early: EarlyPart) -> None:
+                for replica in by_parts:
+                    if replica.checksum == early.base:
+                        ahead[replica].append(asyncio.create_task(self._send_early(replica, early)))
+
             try:
-                published = self._published = await self._learner.publish(version, compare=bool(by_parts))
+                published = self._published = await self._learner.publish(version, compare=bool(by_parts), early=hand_on)
             except BaseException:
-                for task in reading.values():
-                    task.cancel()
-                await asyncio.gather(*reading.values(), return_exceptions=True)
+                await _ended([task for tasks in ahead.values() for task in tasks])
                 raise
             # The learner scores its probe while the engines load.
             expected, *outcomes = await asyncio.gather(
-                self._expected(), *(self._bring(replica, published, reading[replica]) for replica in replicas), return_exceptions=True
+                self._expected(), *(self._bring(replica, published, ahead[replica]) for replica in replicas), return_exceptions=True
             )
             for outcome in (expected, *outcomes):
                 if isinstance(outcome, BaseException) and not isinstance(outcome, ReplicaLostError):
@@ -156,12 +162,22 @@ class StagedTransport:
         except (WeightUpdateError, RayTaskError) as error:
             logger.info("%s reads version %d when it is whole: %s", replica.name, version, _line(error))
 
+    async def _send_early(self, replica: Replica, early: EarlyPart) -> None:
+        """Have a replica elsewhere take a bucket while the others are written. Raises ReplicaLostError."""
+        try:
+            await self._fleet.send_early(replica, early)
+        except (WeightUpdateError, RayTaskError) as error:
+            logger.info("%s takes bucket %d of version %d with the rest: %s", replica.name, early.index, early.version, _line(error))
+
     async def _bring(
-        self, replica: Replica, published: Shipment, reading: asyncio.Task[None] | None = None
+        self, replica: Replica, published: Shipment, ahead: Sequence[asyncio.Task[None]] = ()
     ) -> tuple[WeightReceipt, int]:
         """One replica's receipt and the bytes sent to it. Raises ReplicaLostError, or the learner's error when it is the one that died."""
-        if reading is not None:
-            await reading
+        try:
+            await asyncio.gather(*ahead)
+        except BaseException:
+            await _ended(ahead)
+            raise
         shipment = await self._shipment_for(replica, published)
         try:
             receipt = await self._fleet.update_weights(replica, shipment)
@@ -324,6 +340,13 @@ async def _mismatch(fleet: RolloutFleet, probe: EngineProbe | None, expected: ND
     found: Sequence[float] = await asyncio.gather(*(probe.mismatch(fleet, replica, expected) for replica in list(fleet.replicas)))
     fleet.must_have_replicas()
     return max((value for value in found if not math.isnan(value)), default=math.nan)
+
+
+async def _ended(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Leave none of them behind, whatever they have come to."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _line(error: BaseException) -> str:

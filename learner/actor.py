@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
 from conf.schema import Config
-from weights.manifest import BroadcastOutcome, Part, Shipment
+from weights.manifest import BroadcastOutcome, EarlyPart, Part, Shipment
 
 if TYPE_CHECKING:
     from algorithms.types import Trajectory
@@ -88,28 +88,19 @@ class LearnerRank:
         """The first worked answer that can be used, as a trajectory; see LearnerWorker.first_usable."""
         return self._ready().first_usable(answers)
 
-    def publish(self, version: int, compare: bool) -> Shipment | None:
-        """Copy the weights out of training, and put what has changed into the object store; see LearnerWorker.publish.
+    @ray.method(num_returns="streaming")
+    def publish(self, version: int, compare: bool) -> Iterator[EarlyPart | Shipment]:
+        """Copy the weights out of training, and put what has changed into the object store bucket by bucket; see WeightPublisher.publish.
 
         Args:
             version: policy version that they are.
             compare: find out what has changed.
 
         Returns:
-            On rank 0 the version's files on this node and, when compared, the parts for a receiver of the version before; None elsewhere.
+            On rank 0, as they are known: the parts for a receiver of the version before, when compared. Then all of it. Nothing elsewhere.
         """
         self._whole = None
-        publication = self._ready().publish(version, compare=compare)
-        if publication is None:
-            return None
-        return Shipment(
-            manifest=publication.manifest,
-            paths=publication.paths,
-            base=publication.base,
-            parts=publication.parts,
-            payloads=tuple(None if payload is None else ray.put(payload) for payload in publication.payloads),
-            nbytes=sum(payload.nbytes for payload in publication.payloads if payload is not None),
-        )
+        yield from self._ready().publisher.publish(version, compare=compare, put=ray.put)
 
     @ray.method(concurrency_group="control")
     def whole_weights(self) -> Shipment:

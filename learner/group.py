@@ -6,7 +6,7 @@ Owns placement, the meeting of the ranks, deadlines and the naming of who failed
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from conf.resources import learner_bundle
 from conf.schema import Config
 from learner.actor import LearnerRank
-from weights.manifest import BroadcastOutcome, Shipment
+from weights.manifest import BroadcastOutcome, EarlyPart, Shipment
 
 if TYPE_CHECKING:
     from algorithms.types import Trajectory
@@ -133,12 +133,15 @@ class LearnerGroup:
         """
         return (await self._call("encode an answer", "first_usable", [(list(answers),)], ends_group=False))[0]
 
-    async def publish(self, version: int, *, compare: bool = False) -> Shipment:
+    async def publish(
+        self, version: int, *, compare: bool = False, early: Callable[[EarlyPart], None] = lambda part: None
+    ) -> Shipment:
         """Copy the weights out of training.
 
         Args:
             version: policy version that they are.
             compare: find out what has changed since the version before.
+            early: given each bucket as soon as it is known what of it has changed, while the ranks go on with the next.
 
         Returns:
             Their files on rank 0's node and, when compared, the parts for receivers of the version before. Valid until the next one.
@@ -146,7 +149,19 @@ class LearnerGroup:
         Raises:
             LearnerGroupError: naming the rank that failed or was waited for.
         """
-        return (await self._on_all(f"publish version {version}", "publish", version, compare))[0]
+
+        async def followed(stream: Any) -> Shipment | None:
+            shipment = None
+            async for reference in stream:
+                item = await reference
+                if isinstance(item, EarlyPart):
+                    early(item)
+                else:
+                    shipment = item
+            return shipment
+
+        arguments = [(version, compare)] * len(self._ranks)
+        return (await self._call(f"publish version {version}", "publish", arguments, answer=followed))[0]
 
     async def whole_weights(self) -> Shipment:
         """The last published version for a receiver on any node, while the group may be computing a step.
@@ -285,18 +300,26 @@ class LearnerGroup:
         return await self._call(task, method, [(shard, step) for shard in shards])
 
     async def _call(
-        self, task: str, method: str, arguments: Sequence[tuple], timeout_s: float | None = None, *, ends_group: bool = True
+        self,
+        task: str,
+        method: str,
+        arguments: Sequence[tuple],
+        timeout_s: float | None = None,
+        *,
+        ends_group: bool = True,
+        answer: Callable[[Any], Awaitable[Any]] | None = None,
     ) -> list[Any]:
         """Call a method on the first ranks, one tuple of arguments each; all answers, or the end of the group.
 
         A failure ends the wait: the other ranks would wait for the failed one until their own time-out. Calls in which no rank waits for
-        another leave the group as it is: the next step finds out what is left of it.
+        another leave the group as it is: the next step finds out what is left of it. An answer is awaited, unless it takes more than that.
         """
         ranks = self._ranks
         if not ranks:
             raise LearnerGroupError(f"the learner group can't {task}: it isn't running")
         deadline_s = self._config.learner.timeout_s if timeout_s is None else timeout_s
-        calls = [asyncio.ensure_future(_awaited(getattr(rank, method).remote(*args))) for rank, args in zip(ranks, arguments, strict=False)]
+        made = [getattr(rank, method).remote(*args) for rank, args in zip(ranks, arguments, strict=False)]
+        calls = [asyncio.ensure_future((answer or _awaited)(call)) for call in made]
         try:
             done, pending = await asyncio.wait(calls, timeout=deadline_s, return_when=asyncio.FIRST_EXCEPTION)
             if pending and any(call.exception() for call in done):

@@ -29,7 +29,7 @@ from learner.update import PolicyUpdate
 from tasks.prompts import PromptEncoder, allowed_token_ids, load_tokenizer
 from tasks.worked import WorkedAnswer, first_usable
 from weights.manifest import BroadcastOutcome
-from weights.publisher import Publication, WeightPublisher
+from weights.publisher import WeightPublisher
 from weights.source import DeepSpeedWeightSource
 
 if TYPE_CHECKING:
@@ -165,18 +165,6 @@ class LearnerWorker:
             rank=self._engine.address.rank,
             tied=self._policy.model.config.tie_word_embeddings,
         )
-
-    def publish(self, version: int, *, compare: bool) -> Publication | None:
-        """Copy the weights out of training; see WeightPublisher.publish.
-
-        Args:
-            version: policy version that these weights are.
-            compare: find out what has changed since the version before.
-
-        Returns:
-            On rank 0 the version; None elsewhere.
-        """
-        return self.publisher.publish(version, compare=compare)
 
     def connect_broadcast(
         self, actors: Mapping[str, Any], *, workers_per_actor: int, address: str, port: int, timeout_s: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 
 from weights.manifest import Part, Shipment, WeightManifest
-from weights.publisher import Publication, WeightPublisher
+from weights.publisher import WeightPublisher
 from weights.source import ParameterMetadata
 
 
@@ -40,11 +41,16 @@ class TensorSource:
         return ((name, tensor) for name, tensor in self if name not in self.frozen)
 
 
-def publish_once(tensors: Iterable[tuple[str, torch.Tensor]], version: int, bucket_bytes: int, root: str) -> Publication:
+def published(sender: WeightPublisher, version: int, *, compare: bool = True) -> Shipment:
+    """A version that is published to its end."""
+    *_, shipment = sender.publish(version, compare=compare)
+    assert isinstance(shipment, Shipment)
+    return shipment
+
+
+def publish_once(tensors: Iterable[tuple[str, torch.Tensor]], version: int, bucket_bytes: int, root: str) -> Shipment:
     """A version of weights that nobody trains; its files stay in root."""
-    publication = WeightPublisher(TensorSource(tensors), bucket_bytes=bucket_bytes, sends=True, root=root).publish(version, compare=False)
-    assert publication is not None
-    return publication
+    return published(WeightPublisher(TensorSource(tensors), bucket_bytes=bucket_bytes, sends=True, root=root), version, compare=False)
 
 
 def whole_shipment(manifest: WeightManifest, buckets: Iterable[Any]) -> Shipment:
@@ -53,6 +59,6 @@ def whole_shipment(manifest: WeightManifest, buckets: Iterable[Any]) -> Shipment
     return Shipment(manifest=manifest, parts=(Part.whole,) * len(payloads), payloads=payloads, nbytes=manifest.nbytes)
 
 
-def part_shipment(publication: Publication) -> Shipment:
-    """What a receiver of the version before gets."""
-    return Shipment(manifest=publication.manifest, base=publication.base, parts=publication.parts, payloads=publication.payloads)
+def part_shipment(shipment: Shipment) -> Shipment:
+    """What a receiver of the version before gets, which can't read the sender's files."""
+    return dataclasses.replace(shipment, paths=None)

@@ -151,6 +151,20 @@ class Part(str, Enum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EarlyPart:
+    """One bucket of a version, on its way while the buckets after it are still being read out of training.
+
+    What a receiver makes of it saves time and never a check: the shipment that follows has every part.
+    """
+
+    version: int  # that is being published
+    base: str  # checksum of the model that it refers to
+    index: int  # of the bucket
+    part: Part
+    payload: Any = None  # bytes or a reference to them; None for a part that is the same
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Shipment:
     """A version on its way to one receiver: files that it can read, or parts."""
 

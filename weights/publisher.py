@@ -1,15 +1,15 @@
 """The learner's end: a version is copied out of training, compared with the one before, and lies ready for whoever needs it.
 
 Rank 0 keeps the last published version as safetensors files in shared memory. Engines on its node read them where they are; others get
-what has changed, or everything. Owns those files. Must not know vLLM, DeepSpeed, Ray or who the receivers are.
+what has changed, or everything, bucket by bucket. Owns those files. Must not know vLLM, DeepSpeed, Ray or who the receivers are.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from weights.buckets import CHUNK_BYTES, WORDS, BucketLayout, Place, as_bytes, manifest_of, plan, tensor_bytes
 from weights.changes import Words, changed_positions, pack_changes, payload_bytes
-from weights.manifest import Part, WeightManifest, WeightUpdateError
+from weights.manifest import EarlyPart, Part, Shipment, WeightManifest, WeightUpdateError
 from weights.progress import WriteProgress
 from weights.source import ParameterMetadata
 from weights.staging import StagingArea, shared_memory_root
@@ -38,17 +38,6 @@ class Source(Protocol):
 
     def trained(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Those that are not frozen; a collective."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Publication:
-    """A version that lies ready."""
-
-    manifest: WeightManifest
-    paths: tuple[str, ...]  # its buckets in shared memory; valid until the next publication
-    base: str | None  # checksum of the version that the parts refer to; None: there are no parts
-    parts: tuple[Part, ...]  # one a bucket, or none
-    payloads: tuple[NDArray[np.uint8] | None, ...]  # of the parts: what has changed, or the whole bucket, or None
 
 
 class WeightPublisher:
@@ -71,17 +60,21 @@ class WeightPublisher:
         self._manifest: WeightManifest | None = None  # of what the files hold; None while they are being written
         self._lock = threading.Lock()
 
-    def publish(self, version: int, *, compare: bool) -> Publication | None:
-        """Copy the weights out of training; every rank calls it at the same time.
+    def publish(
+        self, version: int, *, compare: bool, put: Callable[[NDArray[np.uint8]], Any] = lambda payload: payload
+    ) -> Iterator[EarlyPart | Shipment]:
+        """Copy the weights out of training; every rank goes through it to its end, at the same time.
 
-        Frozen parameters are gathered and copied the first time only.
+        Frozen parameters are gathered and copied the first time only. A version of which only a part has been asked for counts for nothing.
 
         Args:
             version: policy version that they are.
             compare: find out what has changed since the version before; costs as much as copying once more.
+            put: makes of a payload what travels, before the next publication overwrites it.
 
         Returns:
-            On rank 0 the version; None elsewhere.
+            On rank 0, when compared: each bucket as soon as it is written, while no later tensor has been looked at. At the end, always:
+            the version's files, and the same parts once more. Nothing on other ranks.
 
         Raises:
             WeightUpdateError: when there is no room for the files.
@@ -91,21 +84,30 @@ class WeightPublisher:
             for _ in stream:
                 pass
             self._frozen_sent = True
-            return None
+            return
         with self._lock:
             if self._files is None:
                 self._files = _Files(plan(self._source.metadata(), self._bucket_bytes), self._root)
-            before, self._manifest = self._manifest, None
-            found = self._files.write(stream, version, before if compare else None)
+            before, self._manifest = self._manifest if compare else None, None
+            parts: list[EarlyPart] = []
+            nbytes = 0
+            for early in self._files.write(stream, version, before):
+                if early.payload is not None:
+                    nbytes += early.payload.nbytes
+                    early = dataclasses.replace(early, payload=put(early.payload))
+                parts.append(early)
+                yield early
             buckets = [layout.manifest(digest) for layout, digest in zip(self._files.layouts, self._files.digests, strict=True)]
             self._manifest = manifest = manifest_of(version, buckets)
             self._frozen_sent = True
-        return Publication(
+        parts.sort(key=lambda early: early.index)
+        yield Shipment(
             manifest=manifest,
             paths=self._files.paths,
-            base=before.checksum if before is not None and compare else None,
-            parts=tuple(part for part, _ in found),
-            payloads=tuple(payload for _, payload in found),
+            base=before.checksum if before is not None else None,
+            parts=tuple(early.part for early in parts),
+            payloads=tuple(early.payload for early in parts),
+            nbytes=nbytes,
         )
 
     def whole(self) -> tuple[WeightManifest, list[NDArray[np.uint8]]]:
@@ -143,9 +145,7 @@ class _Files:
             self.memory[index][: len(layout.header)] = np.frombuffer(layout.header, dtype=np.uint8)
             self._places.update(layout.places(index))
 
-    def write(
-        self, stream: Iterator[tuple[str, torch.Tensor]], version: int, before: WeightManifest | None
-    ) -> list[tuple[Part, NDArray[np.uint8] | None]]:
+    def write(self, stream: Iterator[tuple[str, torch.Tensor]], version: int, before: WeightManifest | None) -> Iterator[EarlyPart]:
         """Copy the stream's tensors to their places and note each bucket's new checksum.
 
         Args:
@@ -154,31 +154,32 @@ class _Files:
             before: what the files hold; None: nothing is compared.
 
         Returns:
-            What each bucket has become, when something is compared.
+            When something is compared: each bucket, with its bytes, when it is written to its end and before the stream goes on.
         """
         self._progress.begin(version)
+        base = before.checksum if before is not None else None
         writers = [_BucketWriter(layout, memory) for layout, memory in zip(self.layouts, self.memory, strict=True)]
-        for index, layout in enumerate(self.layouts):
-            if layout.frozen and self.digests[index]:
-                self._progress.reached(index, layout.nbytes)
+        kept = [index for index, layout in enumerate(self.layouts) if layout.frozen and self.digests[index]]
+        for index in kept:
+            self._progress.reached(index, self.layouts[index].nbytes)
+            if base is not None:
+                yield EarlyPart(version=version, base=base, index=index, part=Part.same)
         for name, tensor in stream:
             place = self._places[name]
             data = tensor_bytes(tensor)
             if data.nbytes != place.nbytes:
                 raise WeightUpdateError(f"{name} has {data.nbytes} bytes, its place {place.nbytes}")
-            for reached in writers[place.bucket].add(place.start, data, compare=before is not None):
-                self._progress.reached(place.bucket, reached)
+            index, writer = place.bucket, writers[place.bucket]
+            for reached in writer.add(place.start, data, compare=before is not None):
+                self._progress.reached(index, reached)
+            if writer.position == self.layouts[index].nbytes:
+                digest, self.digests[index] = self.digests[index], writer.digest()
+                if base is not None:
+                    part, payload = writer.part(unchanged=digest == self.digests[index])
+                    yield EarlyPart(version=version, base=base, index=index, part=part, payload=payload)
         for index, writer in enumerate(writers):
-            if writer.started:
-                if writer.position != self.layouts[index].nbytes:
-                    raise WeightUpdateError(f"bucket {index} ended at byte {writer.position} of {self.layouts[index].nbytes}")
-                self.digests[index] = writer.digest()
-        if before is None:
-            return []
-        return [
-            writer.part(unchanged=digest == bucket.checksum)
-            for writer, digest, bucket in zip(writers, self.digests, before.buckets, strict=True)
-        ]
+            if index not in kept and writer.position != self.layouts[index].nbytes:
+                raise WeightUpdateError(f"bucket {index} ended at byte {writer.position} of {self.layouts[index].nbytes}")
 
 
 class _BucketWriter:
@@ -193,11 +194,9 @@ class _BucketWriter:
         self._positions: list[NDArray[np.int64]] = []
         self._values: list[Words] = []
         self._num_changes = 0
-        self.started = False
 
     def add(self, start: int, data: NDArray[np.uint8], *, compare: bool) -> Iterator[int]:
         """Take the next tensor's bytes; yields how far the file is written, again and again."""
-        self.started = True
         if start != self.position:
             raise WeightUpdateError(f"a tensor for byte {start} of a bucket came at byte {self.position}")
         for offset in range(0, data.nbytes, CHUNK_BYTES):

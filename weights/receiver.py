@@ -7,6 +7,7 @@ workers, through worker_extension_cls; it must not know Ray, DeepSpeed or prompt
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,7 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.touched = False  # whether the update that is under way has begun to change the model
+        self.changed = False  # whether the update that was started last has changed anything, also when it is over for this worker
         self.checksum: str | None = None  # of the model that was loaded last; None: it is not whole, or no update has come
         self._parameters: dict[str, tuple[int, ...]] | None = None  # name and shape of what the last whole update held
         self._verified: tuple[list[str], WeightManifest] | None = None
@@ -57,7 +59,7 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo
 
     def start_weight_update(self) -> None:
         """Begin an update; receive_weights opens the model for loading."""
-        self.touched = False
+        self.touched = self.changed = False
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Load an update. vLLM's own version waits for an accelerator afterwards, which a CPU has not."""
@@ -97,7 +99,7 @@ class SharedMemoryWeightTransferEngine(WeightTransferEngine[SharedMemoryInitInfo
         if self._verified != (update_info.paths, manifest):
             raise WeightUpdateError(f"the files of version {manifest.version} were not verified")
         expected = {name for name, _ in self.model.named_parameters()}  # tied heads are named once, by the embedding
-        self.touched = True
+        self.touched = self.changed = True
         self.checksum = self._verified = None
         initialize_layerwise_reload(self.model)
         names: set[str] = set()
@@ -141,6 +143,9 @@ class WeightUpdateExtension:
     weight_transfer_engine: WeightTransferEngine
     vllm_config: Any
     _weight_update_active: bool
+    start_weight_update: Callable[[], None]
+    update_weights: Callable[[dict[str, Any]], None]
+    finish_weight_update: Callable[[], None]
 
     def expect_weights(self, paths: list[str], version: int, timeout_s: float) -> None:
         """Begin to read a version that is about to be written, in a thread; see FileVerifier.expect."""
@@ -149,6 +154,21 @@ class WeightUpdateExtension:
     def verify_weights(self, paths: list[str], manifest: dict[str, Any]) -> str:
         """Verify a staged version while the model runs on; see SharedMemoryWeightTransferEngine.verify."""
         return self._files().verify(paths, WeightManifest.from_dict(manifest))
+
+    def apply_weights(self, paths: list[str], manifest: dict[str, Any]) -> str | None:
+        """Take a verified version through all of vLLM's steps, in one call: each call more is a way to this process and back in the pause.
+
+        Args:
+            paths: of the buckets.
+            manifest: what they are, as verify_weights has had it.
+
+        Returns:
+            See weights_checksum.
+        """
+        self.start_weight_update()
+        self.update_weights({"paths": paths, "manifest": manifest})
+        self.finish_weight_update()
+        return self.weights_checksum()
 
     def weights_checksum(self) -> str | None:
         """This worker's end of the handshake.
@@ -177,7 +197,7 @@ class WeightUpdateExtension:
             True when the old weights are still whole; False when layers of both versions are mixed and a full update must follow.
         """
         engine = self.weight_transfer_engine
-        untouched = isinstance(engine, SharedMemoryWeightTransferEngine) and not engine.touched
+        untouched = isinstance(engine, SharedMemoryWeightTransferEngine) and not engine.changed
         self._weight_update_active = False
         engine.reset_weight_update_target()
         if not untouched:

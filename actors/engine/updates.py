@@ -10,7 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from actors.engine.errors import EngineError, answer_by
 from weights.manifest import WeightUpdateError
@@ -29,14 +29,14 @@ class UpdateReceipt:
     checksum: str | None  # of the whole model, as its processes have computed it; None: weights that came by broadcast
     verify_s: float  # reading what had not been read ahead, which the engine's process does instead of generating
     paused_s: float  # without a token: from the first byte verified to the resumption
-    load_s: float  # of it, vLLM's loading
+    load_s: float  # of it, vLLM's loading, from opening the model to the workers' checksum
 
 
 class WeightUpdater:
     """Takes updates for one engine, one at a time.
 
-    Two ways lead through the same steps: apply, when the whole update is here already, and begin / receive / finish, when a trainer
-    broadcasts (NCCL) and drives the steps itself.
+    Two ways lead through the same steps: apply, when the whole update is here already and one call into the engine takes most of them,
+    and begin / receive / finish, when a trainer broadcasts (NCCL) and drives the steps itself.
 
     Args:
         engine: vLLM's AsyncLLM.
@@ -123,13 +123,23 @@ class WeightUpdater:
         begin = _now()
         await self._step("verify the weights", self._engine.collective_rpc("verify_weights", args=(paths, manifest)), deadline)
         verified = _now()
-        await self._open(deadline)
-        opened = _now()
-        await self._load({"paths": paths, "manifest": manifest}, deadline)
-        loaded = _now()
-        checksum = await self._close(update.manifest.version, deadline, expected=update.manifest.checksum)
+        await self._step("pause", _pause(self._engine, clear_cache=True), deadline)
+        paused = _now()
+        try:
+            call = self._engine.collective_rpc("apply_weights", args=(paths, manifest))
+            answers = await self._step("load the weights", call, deadline)
+            loaded = _now()
+            await self._step("stamp the weights", self._engine.update_weight_version(str(update.manifest.version)), deadline)
+        except WeightUpdateError as error:
+            await self._recover(error)
+        self._must_agree(answers, update.manifest.checksum)
+        await self._resume(update.manifest.version, deadline)
         return UpdateReceipt(
-            version=self.version, checksum=checksum, verify_s=verified - begin, paused_s=_now() - begin, load_s=loaded - opened
+            version=self.version,
+            checksum=update.manifest.checksum,
+            verify_s=verified - begin,
+            paused_s=_now() - begin,
+            load_s=loaded - paused,
         )
 
     async def connect(self, init_info: dict[str, Any], timeout_s: float) -> None:
@@ -230,25 +240,27 @@ class WeightUpdater:
         except WeightUpdateError as error:
             await self._recover(error)
 
-    async def _close(self, version: int, deadline: float, *, expected: str | None) -> str | None:
-        """Close the model, shake hands, resume. Returns the checksum that all workers have answered, when one is expected."""
+    async def _close(self, version: int, deadline: float, *, expected: str) -> None:
+        """Close the model, shake hands, resume."""
         try:
             await self._step("finish the update", self._engine.finish_weight_update(weight_version=str(version)), deadline)
         except WeightUpdateError as error:
             await self._recover(error)
-        if expected is not None:
-            await self._shake_hands(expected, deadline)
-        self.version = version
-        self.mixed = None
-        await self._step("resume", self._engine.resume_generation(), deadline)
-        return expected
-
-    async def _shake_hands(self, expected: str, deadline: float) -> None:
-        """Have every worker say what it holds. Raises WeightUpdateError, and leaves the engine paused, when it is anything else."""
         try:
             answers = await self._step("say what it has loaded", self._engine.collective_rpc("weights_checksum"), deadline)
         except WeightUpdateError as error:
             answers = [str(error)]
+        self._must_agree(answers, expected)
+        await self._resume(version, deadline)
+
+    async def _resume(self, version: int, deadline: float) -> None:
+        """Sample again, from weights that are whole."""
+        self.version = version
+        self.mixed = None
+        await self._step("resume", self._engine.resume_generation(), deadline)
+
+    def _must_agree(self, answers: Sequence[str | None], expected: str) -> None:
+        """Shake hands with every worker. Raises WeightUpdateError, and leaves the engine paused, when one holds anything else."""
         if set(answers) != {expected}:
             told = ", ".join(sorted({str(answer) for answer in answers}))
             self.mixed = (
@@ -256,7 +268,7 @@ class WeightUpdater:
             )
             raise WeightUpdateError(self.mixed)
 
-    async def _recover(self, error: WeightUpdateError) -> None:
+    async def _recover(self, error: WeightUpdateError) -> NoReturn:
         """Close an update that broke off. Always raises; resumes when the old weights are still whole."""
         deadline = _now() + _ABORT_TIMEOUT_S
         intact = all(await self._step("abandon the update", self._engine.collective_rpc("abort_weight_update"), deadline))

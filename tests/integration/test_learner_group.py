@@ -22,6 +22,7 @@ from algorithms.schema import to_record_batch
 from learner.group import LearnerGroup, LearnerGroupError
 from tests.tiny_learner import as_samples, make_config, make_trajectories, noise_image, sample_table
 from weights.buckets import verify_bucket
+from weights.manifest import EarlyPart, Part
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,6 +71,16 @@ def test_two_ranks_act_as_one(tiny_model: Path, config, tmp_path: Path) -> None:
             loss = await group.supervised_update([to_table(pictured), to_table(text)], step=0)
             assert np.isfinite(loss)
             changed = await group.score(trajectories)
+
+            early: list[EarlyPart] = []
+            second = await group.publish(2, compare=True, early=early.append)
+            assert second.base == shipment.manifest.checksum and second.manifest.checksum != second.base
+            assert sorted(part.index for part in early) == list(range(len(second.parts)))
+            whole_parts = [part for part in early if part.part is Part.whole]
+            assert whole_parts, "an optimizer step in float32 changes nearly all"
+            for part in whole_parts:
+                verify_bucket(second.manifest.buckets[part.index], await part.payload, where=f"bucket {part.index}")
+
             await group.load_checkpoint(str(tmp_path / "checkpoint"))
             after = await group.score(trajectories)
             assert all(np.array_equal(x, y) for x, y in zip(before, after, strict=True))

@@ -15,7 +15,7 @@ import torch
 
 from actors.engine import Completion, EngineError, PromptRefusedError, RolloutEngine
 from tests.integration.tiny_models import DEVICE, MODEL, ROLLOUT, Judge, build, perturb, snapshot
-from tests.tiny_weights import TensorSource, part_shipment, publish_once, whole_shipment
+from tests.tiny_weights import TensorSource, part_shipment, publish_once, published, whole_shipment
 from weights.buckets import manifest_of
 from weights.manifest import Part, WeightUpdateError
 from weights.mirror import WeightMirror
@@ -313,8 +313,7 @@ def test_logprobs_are_exact_after_random_changes(served: Served, changes: int) -
         sender = WeightPublisher(weights, bucket_bytes=2 * 2**20, sends=True, root=str(served.area.folder))
         mirror, first = WeightMirror(served.area), served.version
         for version in range(first + 1, first + changes + 2):
-            update = sender.publish(version, compare=True)
-            assert update is not None
+            update = published(sender, version)
             shipment = part_shipment(update) if update.base else whole_shipment(*sender.whole())
             assert update.base is None or set(update.parts) == {Part.changes}
             staged = mirror.take(shipment, shipment.payloads)

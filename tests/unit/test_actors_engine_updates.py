@@ -23,7 +23,9 @@ class FakeVllm:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.fails: set[str] = set()
-        self.answers: dict[str, list[Any]] = {"weights_checksum": [MANIFEST.checksum], "abort_weight_update": [False]}
+        self.answers: dict[str, list[Any]] = {
+            "apply_weights": [MANIFEST.checksum], "weights_checksum": [MANIFEST.checksum], "abort_weight_update": [False]
+        }  # fmt: skip
         self.renderer = self.engine_core = self
 
     async def _note(self, call: str) -> None:
@@ -43,6 +45,9 @@ class FakeVllm:
 
     async def finish_weight_update(self, *, weight_version: str) -> None:
         await self._note(f"finish {weight_version}")
+
+    async def update_weight_version(self, version: str) -> None:
+        await self._note(f"stamp {version}")
 
     async def resume_generation(self) -> None:
         await self._note("resume")
@@ -75,8 +80,33 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
 def test_a_staged_update_is_verified_before_the_pause_and_answered_before_the_resumption() -> None:
     engine = FakeVllm()
     receipt = run(Updater(engine, "engine 3").apply(StagedUpdate(paths=("/a",), manifest=MANIFEST), 5))
-    assert engine.calls == ["verify_weights", "pause", "start", "load", "finish 7", "weights_checksum", "resume"]
+    assert engine.calls == ["verify_weights", "pause", "apply_weights", "stamp 7", "resume"]
     assert (receipt.version, receipt.checksum) == (7, MANIFEST.checksum)
+
+
+@pytest.mark.parametrize("answer", ["fedcba9876543210", None])
+def test_a_staged_update_that_one_worker_answers_wrongly_stays_paused(answer: str | None) -> None:
+    engine = FakeVllm()
+    engine.answers["apply_weights"] = [MANIFEST.checksum, answer]  # of two workers
+    updater = Updater(engine, "engine 3")
+    with pytest.raises(WeightUpdateError, match=f"engine 3 answers .*{answer}"):
+        run(updater.apply(StagedUpdate(paths=("/a",), manifest=MANIFEST), 5))
+    assert engine.calls == ["verify_weights", "pause", "apply_weights", "stamp 7"]
+    assert updater.version == 0 and updater.mixed is not None
+
+
+@pytest.mark.parametrize("step", ["apply_weights", "stamp 7"])
+@pytest.mark.parametrize("intact", [True, False])
+def test_a_staged_update_that_breaks_off_resumes_only_with_whole_old_weights(intact: bool, step: str) -> None:
+    engine = FakeVllm()
+    engine.fails = {step}
+    engine.answers["abort_weight_update"] = [True, intact]  # of two workers
+    updater = Updater(engine, "engine 3")
+    with pytest.raises(WeightUpdateError, match=r"engine 3 could not (load|stamp) the weights"):
+        run(updater.apply(StagedUpdate(paths=("/a",), manifest=MANIFEST), 5))
+    steps = ["verify_weights", "pause", "apply_weights", "stamp 7"]
+    assert engine.calls == [*steps[: steps.index(step) + 1], "abort_weight_update", *(["resume"] if intact else [])]
+    assert (updater.mixed is None) == intact and updater.version == 0
 
 
 def test_a_refused_update_never_pauses() -> None:

@@ -4,159 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
-from typing import Any
 
-import numpy as np
 import pytest
 
 from actors.engine import EngineError
 from actors.intake import WeightReceipt
 from actors.worker import RolloutRequest
-from cluster.deaths import Whereabouts
-from cluster.fleet import NoReplicaError, RolloutFleet
-from cluster.probe import EngineProbe
-from cluster.replica import Replica, ReplicaLostError
-from cluster.transport import StagedTransport
-from conf.schema import Config, WeightsConfig
+from cluster.fleet import NoReplicaError
+from cluster.replica import ReplicaLostError
 from learner.group import LearnerGroupError
-from tests.fakes import FakePrompts, make_trajectory
-from weights.manifest import (
-    BaseMismatchError,
-    BucketManifest,
-    Part,
-    SenderLostError,
-    Shipment,
-    WeightManifest,
-    WeightUpdateError,
-)
-
-
-def manifest(version: int) -> WeightManifest:
-    bucket = BucketManifest(names=("a",), dtypes=("float32",), shapes=((25,),), nbytes=164, checksum=f"{version:016x}")
-    return WeightManifest(version=version, buckets=(bucket,), num_parameters=1)
-
-
-class Method:
-    """An actor's method."""
-
-    def __init__(self, call: Callable[..., Coroutine[Any, Any, Any]]) -> None:
-        self.remote = call
-
-
-class FakeActor:
-    """Takes shipments; a test gives it a way to fail."""
-
-    def __init__(self) -> None:
-        self.shipments: list[Shipment] = []
-        self.failures: list[BaseException] = []
-        self.answered_checksum: str | None = None
-        self.stalls = False
-        self.expected: list[tuple[tuple[str, ...], int]] = []
-        self.blind = False  # can't read ahead
-        self.expect_weights = Method(self._expect_weights)
-        self.logprobs = [-1.0, -2.0, -3.0]
-        self.update_weights = Method(self._update_weights)
-        self.score = Method(self._score)
-        self.rollout = Method(self._stall)
-
-    async def _expect_weights(self, paths: tuple[str, ...], version: int) -> None:
-        self.expected.append((paths, version))
-        if self.stalls:
-            await asyncio.sleep(3600)
-        if self.blind:
-            raise WeightUpdateError(f"version {version} can't be read ahead: no such file")
-
-    async def _update_weights(self, shipment: Shipment) -> WeightReceipt:
-        self.shipments.append(shipment)
-        if self.stalls:
-            await asyncio.sleep(3600)
-        if self.failures:
-            raise self.failures.pop(0)
-        checksum = self.answered_checksum or shipment.manifest.checksum
-        return WeightReceipt(version=shipment.manifest.version, checksum=checksum, stage_s=0, verify_s=0, paused_s=0.25)
-
-    async def _score(self, *_: Any) -> list[float]:
-        return self.logprobs
-
-    async def _stall(self, *_: Any) -> None:
-        await asyncio.sleep(3600)
-
-
-class FakeReplica(Replica):
-    """Without Ray."""
-
-    def kill(self) -> None:
-        """No process to end."""
-
-
-class FakeFleet(RolloutFleet):
-    """Its replicas are made by the test."""
-
-    joining: FakeReplica
-
-    async def add(self, *_: Any, **__: Any) -> Replica:
-        """The replica that the test has made."""
-        return self.joining
-
-
-class FakeLearner:
-    """Publishes versions without weights."""
-
-    def __init__(self) -> None:
-        self.published: list[WeightManifest] = []
-        self.compared: list[bool] = []
-        self.dead = False
-        self.actors: list[FakeActor] = []
-        self.watched: list[list[list[tuple[tuple[str, ...], int]]]] = []  # what each actor expected by the end of each writing
-
-    async def publish(self, version: int, *, compare: bool) -> Shipment:
-        await asyncio.sleep(0.01)  # writing
-        self.watched.append([list(actor.expected) for actor in self.actors])
-        before = self.published[-1].checksum if self.published and compare else None
-        self.compared.append(compare)
-        self.published.append(manifest(version))
-        parts = (Part.changes,) if before else ()
-        return Shipment(
-            manifest=manifest(version), paths=("/shm/0",), base=before, parts=parts, payloads=(b"x",) * len(parts), nbytes=len(parts)
-        )
-
-    async def whole_weights(self) -> Shipment:
-        return Shipment(manifest=self.published[-1], parts=(Part.whole,), payloads=(b"w",), nbytes=164)
-
-    async def health(self) -> list[dict[str, Any]]:
-        if self.dead:
-            raise LearnerGroupError("learner rank 0 failed to say how it is")
-        return [{"node": "here"}]
-
-    async def score(self, *_: Any, **__: Any) -> list[np.ndarray]:
-        return [np.array([-1.0, -2.0, -3.0], dtype=np.float32)]
-
-
-class Scene:
-    """A learner on node "here" and replicas on the nodes that a test names."""
-
-    def __init__(self, *nodes: str, probe: bool = False) -> None:
-        self.learner = FakeLearner()
-        self.actors = self.learner.actors = [FakeActor() for _ in nodes]
-        self.fleet = FakeFleet(Config(weights=WeightsConfig(timeout_s=0.2)), "model", None)
-        self.replicas = [self.replica(index, actor, node) for index, (actor, node) in enumerate(zip(self.actors, nodes, strict=True))]
-        self.fleet.replicas = list(self.replicas)
-        prompt = FakePrompts(1)[0]
-        made = EngineProbe(prompt, make_trajectory(), limit=1e-3) if probe else None
-        self.transport = StagedTransport(self.learner, self.fleet, made)  # type: ignore[arg-type]
-
-    @staticmethod
-    def replica(index: int, actor: FakeActor, node: str) -> FakeReplica:
-        place = Whereabouts(node_id=node, address=node, pid=index, worker_id="")
-        return FakeReplica(index=index, actor=actor, placement=None, slot=index, place=place)  # type: ignore[arg-type]
-
-    def ways(self, actor: int = 0) -> list[str]:
-        return ["files" if shipment.paths else "changes" if shipment.base else "whole" for shipment in self.actors[actor].shipments]
-
-
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(work, 20))
+from tests.fakes import FakePrompts
+from tests.transport_scene import BUCKETS, FakeActor, Method, Scene, manifest, run
+from weights.manifest import BaseMismatchError, SenderLostError, Shipment, WeightUpdateError
 
 
 def test_a_replica_beside_the_learner_reads_its_files_and_nothing_is_compared() -> None:
@@ -210,8 +69,8 @@ def test_a_replica_elsewhere_gets_everything_once_and_then_changes() -> None:
 
     async def work() -> None:
         assert (await scene.transport.deliver(1)).sent_bytes == 164
-        assert (await scene.transport.deliver(2)).sent_bytes == 1
-        assert (await scene.transport.deliver(3)).sent_bytes == 1
+        assert (await scene.transport.deliver(2)).sent_bytes == BUCKETS
+        assert (await scene.transport.deliver(3)).sent_bytes == BUCKETS
 
     run(work())
     assert scene.ways(0) == ["files"] * 3

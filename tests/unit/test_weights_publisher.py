@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.tiny_weights import TensorSource, part_shipment, whole_shipment
+from tests.tiny_weights import TensorSource, part_shipment, published, whole_shipment
 from weights.buckets import verify_bucket
-from weights.manifest import BaseMismatchError, Part, Shipment, WeightUpdateError
+from weights.manifest import BaseMismatchError, EarlyPart, Part, Shipment, WeightUpdateError
 from weights.mirror import WeightMirror
-from weights.publisher import Publication, WeightPublisher
+from weights.publisher import WeightPublisher
 from weights.staging import StagedUpdate, StagingArea
 
 BUCKET_BYTES = 2**18
@@ -41,12 +41,6 @@ def area(tmp_path: Path) -> Iterator[StagingArea]:
 
 def publisher(weights: TensorSource, tmp_path: Path) -> WeightPublisher:
     return WeightPublisher(weights, bucket_bytes=BUCKET_BYTES, sends=True, root=str(tmp_path))
-
-
-def published(sender: WeightPublisher, version: int, *, compare: bool = True) -> Publication:
-    publication = sender.publish(version, compare=compare)
-    assert publication is not None
-    return publication
 
 
 def must_hold(staged: StagedUpdate, weights: TensorSource) -> None:
@@ -110,7 +104,7 @@ def test_frozen_parameters_are_gathered_and_sent_once(tmp_path: Path) -> None:
 def test_other_ranks_take_part_in_the_same_gathers(tmp_path: Path) -> None:
     weights = source()
     other = WeightPublisher(weights, bucket_bytes=BUCKET_BYTES, sends=False, root=str(tmp_path))
-    assert other.publish(1, compare=True) is None
+    assert list(other.publish(1, compare=True)) == []
     assert weights.yielded == list(weights.tensors)
     assert list(tmp_path.iterdir()) == []
 
@@ -139,7 +133,7 @@ def test_gather_that_fails_leaves_nothing_to_give_out_until_the_next(tmp_path: P
     whole = dict(weights.tensors)
     weights.tensors["layer.0"] = torch.zeros(3)
     with pytest.raises(WeightUpdateError, match=r"layer.0 has 12 bytes, its place 158400"):
-        sender.publish(2, compare=True)
+        published(sender, 2)
     with pytest.raises(WeightUpdateError, match="no version has been published"):
         sender.whole()
     weights.tensors = whole
@@ -208,3 +202,95 @@ def test_another_model_gets_files_of_its_own(pair: tuple[TensorSource, WeightPub
     published(sender, 9)
     whole: Shipment = whole_shipment(*sender.whole())
     must_hold(mirror.take(whole, whole.payloads), other)
+
+
+def early_parts(sender: WeightPublisher, version: int) -> tuple[list[EarlyPart], Shipment]:
+    *parts, shipment = sender.publish(version, compare=True)
+    assert isinstance(shipment, Shipment)
+    return [part for part in parts if isinstance(part, EarlyPart)], shipment
+
+
+def test_a_bucket_is_given_out_before_the_next_one_s_tensors_are_read(pair: tuple[TensorSource, WeightPublisher, WeightMirror]) -> None:
+    weights, sender, _ = pair
+    weights.yielded.clear()
+    stream = sender.publish(2, compare=True)
+    order = []
+    for item in stream:
+        order.append((item.index if isinstance(item, EarlyPart) else "all", weights.yielded[-1:]))
+    frozen, embedding, layers = 1, 0, 2
+    assert order == [(frozen, []), (embedding, ["embed"]), (layers, ["layer.1"]), ("all", ["layer.1"])]
+
+
+def test_early_parts_in_any_order_and_the_rest_of_the_shipment_are_the_version(
+    pair: tuple[TensorSource, WeightPublisher, WeightMirror],
+) -> None:
+    weights, sender, mirror = pair
+    random = np.random.default_rng(3)
+    for version in range(2, 12):
+        early, shipment = early_parts(sender, version)
+        chosen = [early[index] for index in random.permutation(len(early))[: random.integers(len(early) + 1)]]
+        for part in chosen:
+            mirror.take_early(part, part.payload)
+            mirror.take_early(part, part.payload)
+        assert mirror.taken(shipment) == {part.index for part in chosen}
+        rest = [None if index in mirror.taken(shipment) else payload for index, payload in enumerate(shipment.payloads)]
+        must_hold(mirror.take(shipment, rest), weights)
+        assert mirror.taken(shipment) == frozenset()
+        nudge(weights, random.choice([0.0, 0.02, 1.0]), random)
+
+
+def test_a_sender_that_dies_between_two_buckets_leaves_nothing_that_could_pass_for_a_version(
+    pair: tuple[TensorSource, WeightPublisher, WeightMirror],
+) -> None:
+    weights, sender, mirror = pair
+    base = sender.whole()[0].checksum
+    stream = sender.publish(2, compare=True)
+    for _ in range(2):
+        part = next(stream)
+        assert isinstance(part, EarlyPart) and part.base == base
+        mirror.take_early(part, part.payload)
+    stream.close()  # type: ignore[attr-defined]  # it is a generator
+    with pytest.raises(WeightUpdateError, match="no version has been published"):
+        sender.whole()
+    third = published(sender, 3)
+    assert third.base is None and third.parts == ()
+    nudge(weights, 0.01, np.random.default_rng(1))
+    early, fourth = early_parts(sender, 4)
+    with pytest.raises(BaseMismatchError, match="here is nothing"):
+        mirror.take_early(early[0], early[0].payload)
+    with pytest.raises(BaseMismatchError, match="here is nothing"):
+        mirror.take(part_shipment(fourth), fourth.payloads)
+    must_hold(mirror.take(whole := whole_shipment(*sender.whole()), whole.payloads), weights)
+
+
+def test_early_parts_that_can_t_be_used_are_refused_and_the_shipment_still_helps(
+    pair: tuple[TensorSource, WeightPublisher, WeightMirror],
+) -> None:
+    weights, sender, mirror = pair
+    early, shipment = early_parts(sender, 2)
+    changes = next(part for part in early if part.part is Part.changes)
+    with pytest.raises(BaseMismatchError, match="version 2, bucket 0: the changes are to weights of checksum other"):
+        mirror.take_early(dataclasses.replace(changes, base="other"), changes.payload)
+    for part in (part for part in early if part.part is Part.changes):
+        with pytest.raises(WeightUpdateError, match=rf"version 2, bucket {part.index}: .* arrived"):
+            mirror.take_early(part, part.payload[:-1])
+    with pytest.raises(WeightUpdateError, match="bucket 9: there are 3 buckets here"):
+        mirror.take_early(dataclasses.replace(changes, index=9), changes.payload)
+    assert mirror.taken(shipment) == frozenset()
+    must_hold(mirror.take(part_shipment(shipment), shipment.payloads), weights)
+
+
+def test_early_parts_of_a_version_that_never_came_do_not_count_for_the_next(
+    pair: tuple[TensorSource, WeightPublisher, WeightMirror],
+) -> None:
+    weights, sender, mirror = pair
+    early, second = early_parts(sender, 2)
+    mirror.take_early(early[1], early[1].payload)
+    nudge(weights, 0.01, np.random.default_rng(1))
+    third = published(sender, 3)
+    assert mirror.taken(third) == frozenset()
+    with pytest.raises(BaseMismatchError, match=f"checksum {third.base}, here is nothing"):
+        mirror.take(part_shipment(third), third.payloads)
+    whole = whole_shipment(*sender.whole())
+    must_hold(mirror.take(whole, whole.payloads), weights)
+    assert mirror.taken(second) == frozenset()

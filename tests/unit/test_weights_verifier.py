@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny_weights import TensorSource
+from tests.tiny_weights import TensorSource, published
 from weights import verifier
 from weights.buckets import CHUNK_BYTES, Payload
-from weights.manifest import BucketManifest, WeightUpdateError
+from weights.manifest import BucketManifest, Shipment, WeightUpdateError
 from weights.progress import ReadProgress
-from weights.publisher import Publication, WeightPublisher
+from weights.publisher import WeightPublisher
 from weights.verifier import FileVerifier
 
 WAIT_S = 20.0
@@ -44,14 +44,12 @@ class Ends:
         self.sender = WeightPublisher(self.source, bucket_bytes=8 * numbers, sends=True, root=str(root))
         self.verifier = FileVerifier()
 
-    def publish(self, version: int) -> Publication:
+    def publish(self, version: int) -> Shipment:
         for name in "abc":
             self.source.tensors[name] += 1
-        publication = self.sender.publish(version, compare=False)
-        assert publication is not None
-        return publication
+        return published(self.sender, version, compare=False)
 
-    def verify(self, publication: Publication) -> str:
+    def verify(self, publication: Shipment) -> str:
         return self.verifier.verify(publication.paths, publication.manifest)
 
 
