@@ -22,6 +22,7 @@ class WaitingGroup:
     summary: GroupSummary
     batch: pa.RecordBatch  # of TRAJECTORY_SCHEMA, that holds the group's rows
     start: int  # the first of them
+    serial: int  # its number in the order of arrival; the others follow
     versions: NDArray[np.int64]  # [G] the oldest of each row
     advantages: NDArray[np.float64]  # [G]
     tokens: NDArray[np.int64]  # [G] of prompt and response
@@ -31,6 +32,11 @@ class WaitingGroup:
     def rows(self) -> pa.RecordBatch:
         """[G] trajectories; cutting them out costs more than all else here, so it's done when someone wants them."""
         return self.batch.slice(self.start, self.summary.trajectories)
+
+    @property
+    def serials(self) -> NDArray[np.int64]:
+        """[G] of the rows."""
+        return np.arange(self.serial, self.serial + self.summary.trajectories)
 
 
 class WaitingGroups:

@@ -158,7 +158,7 @@ def rewrite(folder, change):
     path = folder / "state.json"
     content = json.loads(path.read_text())
     change(content)
-    content["sha256"] = snapshot_module._body_digest(content["body"])
+    content["sha256"] = snapshot_module._text_digest(snapshot_module._body_text(content["body"]))
     path.write_text(json.dumps(content))
 
 
