@@ -15,7 +15,8 @@ from typing import Any
 
 import xxhash
 
-from replay.journal import CHECKSUM, FIELDS, HEADER_BYTES, MAGIC, OPEN, SEALED, numbered_path, sync_folder
+from replay.journal import CHECKSUM, FIELDS, HEADER_BYTES, MAGIC, OPEN, SEALED, numbered_path
+from replay.journal_file import JournalFile
 
 ALIGNMENT = 64  # of a record's body: Arrow reads rows where they lie
 
@@ -36,10 +37,8 @@ class SegmentWriter:
         self.path = path
         self.sequence = sequence
         self._sync_s = sync_s
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND)
+        self._file = JournalFile(path)
         self._size = 0
-        self._named = False  # whether the disk holds the file's name
-        self._closed = False
         self._on_disk = threading.Lock()  # one brings the file to the disk, or closes it, at a time
         self._dirty = threading.Event()
         self._ending = threading.Event()
@@ -92,10 +91,10 @@ class SegmentWriter:
         fields = FIELDS.pack(MAGIC, 0, self.sequence, len(text), body_bytes, digest.intdigest())
         header = fields + CHECKSUM.pack(xxhash.xxh3_64_intdigest(fields))
         try:
-            self._write([memoryview(header), memoryview(text), *views])
+            self._file.write([memoryview(header), memoryview(text), *views], offset)
         except OSError as error:
             try:
-                os.ftruncate(self._file, offset)
+                self._file.truncate(offset)
             except OSError as second:  # what was written of the record stays, so nothing may follow it
                 self._failure = second
             raise OSError(error.errno, f"{self.path} can't be written: {error.strerror}") from error
@@ -111,12 +110,7 @@ class SegmentWriter:
             OSError: when the disk doesn't take it.
         """
         with self._on_disk:
-            if self._closed:
-                return
-            os.fsync(self._file)
-            if not self._named:
-                sync_folder(self.path.parent)
-                self._named = True
+            self._file.sync()
 
     def seal(self, path: Path) -> None:
         """End the file in the thread: once the disk has all of it, it gets another name.
@@ -160,18 +154,7 @@ class SegmentWriter:
 
     def _close(self) -> None:
         with self._on_disk:
-            if not self._closed:
-                os.close(self._file)
-            self._closed = True
-
-    def _write(self, views: list[memoryview]) -> None:
-        pending = [view for view in views if len(view)]
-        while pending:
-            written = os.writev(self._file, pending[:512])
-            while pending and written >= len(pending[0]):
-                written -= len(pending.pop(0))
-            if written:
-                pending[0] = pending[0][written:]
+            self._file.close()
 
     def _sync_often(self) -> None:
         try:
