@@ -64,7 +64,7 @@ class DurableReplay:
         strict: False: what is damaged is skipped; ``problems`` tells what was.
 
     Raises:
-        JournalError: when the journal is damaged, of another mode or doesn't lead to the same draws; SnapshotError for its base.
+        JournalError: when the journal is damaged, of another mode or doesn't lead to the same draws.
         OSError: when the folder can't be written.
     """
 
