@@ -104,8 +104,8 @@ def test_other_settings_apply_after_a_restart(tmp_path):
         step_of(replay, step)
     replay.close()
     for step in (3, 4):  # and those of each segment when it is done again
-        smaller = open_replay(tmp_path, max_trajectories=12)
-        assert len(smaller.buffer) <= 12
+        smaller = open_replay(tmp_path, max_trajectories=30)
+        assert len(smaller.buffer) <= 30
         step_of(smaller, step)
         before = smaller.buffer.capture().state
         smaller.close()
