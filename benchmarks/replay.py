@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import shutil
 import statistics
 import subprocess
 import sys
@@ -76,6 +75,36 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
 
 
+def measured(arguments: argparse.Namespace, pythons: dict[str, str], folder: str) -> dict[tuple[str, str, int], list[tuple[float, float]]]:
+    """Let the contestants take turns; items a second and microseconds an item of each counted round, by name, verb and batch."""
+    contestants: dict[str, Contestant] = {}
+    rates: dict[tuple[str, str, int], list[tuple[float, float]]] = {}
+    try:
+        for round_number in range(arguments.rounds + 1):  # the first one warms up and is not counted
+            for name in chosen(arguments, pythons):
+                if name not in contestants:
+                    contestants[name] = Contestant(name, pythons[name.split(":")[0]], arguments.kib, folder)
+                for batch, verb in itertools.product(arguments.batch, arguments.verbs):
+                    begin = time.monotonic()
+                    rate = contestants[name].measure(verb, batch, arguments.seconds, arguments.writers)
+                    print(
+                        f"round {round_number}: {name} {verb} {batch}: {rate}, {time.monotonic() - begin:.1f} s",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                    if rate is not None and round_number:
+                        rates.setdefault((name, verb, batch), []).append(rate)
+    finally:
+        for contestant in contestants.values():
+            contestant.close()
+    return rates
+
+
+def chosen(arguments: argparse.Namespace, pythons: dict[str, str]) -> list[str]:
+    """The contestants that were asked for and have a Python."""
+    return [name for name in arguments.only if pythons.get(name.split(":")[0])]
+
+
 def main() -> None:
     """Let the chosen contestants take turns and print Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -87,33 +116,18 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[256])
     parser.add_argument("--writers", type=int, default=1, help="processes that insert at the same time")
     parser.add_argument("--verbs", nargs="*", default=list(VERBS))
-    parser.add_argument("--journal", help="folder of the journal; none: a temporary one")
+    parser.add_argument("--journal", help="folder in which there is one for the journals meanwhile; none: the system's for temporary files")
     arguments = parser.parse_args()
     pythons = dict(entry.split("=", 1) for entry in arguments.python)
     pythons |= {"ours": sys.executable, "floor": sys.executable, "rllib": pythons.get("rllib", pythons.get("torchrl", ""))}
-    folder = arguments.journal or tempfile.mkdtemp(prefix="replay-journal-")
-    names = [name for name in arguments.only if pythons.get(name.split(":")[0])]
-    contestants: dict[str, Contestant] = {}
-    rates: dict[tuple[str, str, int], list[tuple[float, float]]] = {}
-    for round_number in range(arguments.rounds + 1):  # the first one warms up and is not counted
-        for name in names:
-            if name not in contestants:
-                contestants[name] = Contestant(name, pythons[name.split(":")[0]], arguments.kib, folder)
-            for batch, verb in itertools.product(arguments.batch, arguments.verbs):
-                begin = time.monotonic()
-                rate = contestants[name].measure(verb, batch, arguments.seconds, arguments.writers)
-                print(f"round {round_number}: {name} {verb} {batch}: {rate}, {time.monotonic() - begin:.1f} s", file=sys.stderr, flush=True)
-                if rate is not None and round_number:
-                    rates.setdefault((name, verb, batch), []).append(rate)
-    for contestant in contestants.values():
-        contestant.close()
-    shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="replay-journal-", dir=arguments.journal, ignore_cleanup_errors=True) as folder:
+        rates = measured(arguments, pythons, folder)
     settings = f"--kib {arguments.kib:g} --batch {' '.join(map(str, arguments.batch))} --writers {arguments.writers}"
     print(conditions(f"python -m benchmarks.replay {settings} --rounds {arguments.rounds} --seconds {arguments.seconds:g}"))
     for batch in arguments.batch:
         heads = " | ".join(f"{verb}s/s" for verb in arguments.verbs)
         print(f"\n| batches of {batch} | {heads} |\n" + "|---" * (1 + len(arguments.verbs)) + "|")
-        for name in names:
+        for name in chosen(arguments, pythons):
             cells = []
             for verb in arguments.verbs:
                 values = rates.get((name, verb, batch))

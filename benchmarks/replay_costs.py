@@ -91,7 +91,7 @@ def restore_and_memory(num: int) -> dict[str, float]:
         begin = time.perf_counter()
         again = DurableReplay(config, seed=0, folder=folder)
         from_journal = time.perf_counter() - begin
-        again.finish_compaction(*again.begin_compaction())
+        again.finish_compaction(again.begin_compaction())
         again.close()
         del again
         gc.collect()

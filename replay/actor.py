@@ -257,7 +257,7 @@ class ReplayActor:
                     if self._archive is not None and self._under_way:  # a base would stand for draws that the archive hasn't yet
                         return
                     begun = await asyncio.to_thread(replay.begin_compaction)
-                await asyncio.to_thread(replay.finish_compaction, *begun)
+                await asyncio.to_thread(replay.finish_compaction, begun)
         except OSError as error:  # the old files stay, so nothing is lost; the next change tries again
             logger.warning("the journal could not be compacted: %s", error)
         finally:

@@ -111,6 +111,16 @@ class ReplayBuffer:
         """The turn that is consumed next."""
         return self._intake.waiting.next_turn
 
+    @property
+    def next_serial(self) -> int:
+        """The number, in the order of arrival, that the next row to be added gets."""
+        return self._intake.next_serial
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all that is held: rows, those that left and still take room, and images."""
+        return self._table.storage.held_bytes + self._intake.waiting.num_bytes + self._table.images.num_bytes
+
     def has_room(self, num_trajectories: int, num_bytes: int = 0) -> bool:
         """Whether an insert can't fail for want of room.
 
@@ -287,7 +297,7 @@ class ReplayBuffer:
         return {
             "size": len(storage),
             "max_trajectories": self._config.max_trajectories,
-            "bytes": storage.held_bytes + self._intake.waiting.num_bytes + images.num_bytes,
+            "bytes": self.num_bytes,
             "max_bytes": self._config.max_bytes,
             "images": len(images),
             "image_bytes": images.num_bytes,
@@ -321,9 +331,12 @@ class ReplayBuffer:
             "generator": self._rng.bit_generator.state,
             "table": self._table.state(),
         }
+        waiting = self._intake.waiting.all()
         return Saved(
             storage=self._table.storage.frozen_copy(),
-            waiting=[group.rows for group in self._intake.waiting.all()],
+            waiting=[group.rows for group in waiting],
+            waiting_serials=[group.serial for group in waiting],
+            next_serial=self._intake.next_serial,
             images=self._table.images.content,
             state=state,
         )
@@ -366,7 +379,7 @@ class ReplayBuffer:
         self._table.images.add(image_hashes(saved.storage.gather(saved.storage.places, ["images"])), saved.images)
         for rows in saved.waiting:
             self._table.images.add(image_hashes(rows), saved.images)
-        self._intake = Intake.restore(saved.waiting, state)
+        self._intake = Intake.restore(list(zip(saved.waiting, saved.waiting_serials, strict=True)), state, next_serial=saved.next_serial)
         self._table.restore(state["table"])
         self._counters = Counters(**state["counters"])
         self._counters.evicted += self._table.make_room(self._intake.waiting.num_rows, self._intake.waiting.num_bytes)
@@ -394,6 +407,7 @@ class ReplayBuffer:
                 "tokens": consumed.tokens[admitted],
                 "current_advantage": advantages,
                 "priority": np.abs(advantages),
+                "serial": consumed.serials[admitted],
             },
         )
         self._counters.admitted += len(places)

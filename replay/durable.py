@@ -5,14 +5,14 @@ Owns the order of journal and buffer, and compaction. Must not know Ray or how d
 The journal holds commands: what was inserted, which draws were asked for, which priorities were set. The buffer does the same for the
 same commands, so that doing them again gives the same rows, counts and random numbers; each record carries a checksum of the segment's
 draws before it, which shows if it ever doesn't.
-A base (replay/snapshot.py) stands for everything before its segment; with a new base older files go.
+A base (replay/base.py) stands for everything before its segment, but for the rows: it tells where they lie, in files that are on the disk
+already. With a new base those files go in which no row lies that is still there.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,34 @@ from numpy.typing import NDArray
 
 from conf.schema import ReplayConfig
 from replay.again import LastDraw
+from replay.base import WRITING, write_base
 from replay.drawn import Drawn, Sample
 from replay.groups import InsertReceipt
 from replay.intake import Admitted, prepare
-from replay.journal import SegmentWriter, segment_numbers, segment_path, sync_folder
+from replay.journal import BASE, SEALED, is_sealed, numbered_files, numbered_path, segments
+from replay.moving import MovedRows, move
 from replay.recovery import PRIORITIES_SCHEMA, Recovery
 from replay.requests import SampleRequest
-from replay.snapshot import Saved, write_snapshot
+from replay.row_records import encoded_rows, journal_files
+from replay.segments import Segments, seal
+from replay.snapshot import Saved
+from replay.whereabouts import Places, Whereabouts
 
 MIN_COMPACTION_BYTES = 64 * 2**20  # below it a journal isn't worth a new base
-SEGMENTS_TO_ROWS = 2  # bytes of segments for each byte of rows before a base replaces them: each byte inserted is written 1.5 times
+FILES_TO_HELD = 3  # bytes of the journal for each byte that the buffer holds before there is a new base,
+SPARE = 0.5  # and that the files may have too many for each byte of rows behind it: in between at least 1.5 times the buffer are written
+SEGMENTS_PER_BUFFER = 4  # a segment goes when all of its rows have left, so that a part of one is what rows leaving in turn hold too many
+MAX_SEGMENT_BYTES = 256 * 2**20  # of a large buffer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Begun:
+    """What a base is to hold, taken between two calls."""
+
+    number: int  # of the segment behind it,
+    sequence: int  # and of the first record there
+    saved: Saved
+    places: Places  # of the rows
 
 
 class DurableReplay:
@@ -46,7 +64,7 @@ class DurableReplay:
         strict: False: what is damaged is skipped; ``problems`` tells what was.
 
     Raises:
-        JournalError: when the journal is damaged, of another mode or doesn't lead to the same draws; SnapshotError for its base.
+        JournalError: when the journal is damaged, of another mode or doesn't lead to the same draws.
         OSError: when the folder can't be written.
     """
 
@@ -59,14 +77,21 @@ class DurableReplay:
         recovered = Recovery(config, seed=seed, folder=self._folder, strict=strict)
         self.problems, self.buffer = recovered.problems, recovered.buffer
         self._last = recovered.last  # what was answered last, until the next draw
-        self._number = recovered.last_segment
-        self._older_bytes = self._segment_bytes()
-        self._writer = self._open_segment(self._number + 1, recovered.sequence)
+        self._whereabouts = recovered.whereabouts
+        self._tidy(max(numbered_files(self._folder, BASE), default=0), recovered.base_files)
+        start = {"kind": "start", "config": _plain(config), "seed": seed}
+        for number, path in segments(self._folder).items():
+            if not is_sealed(path):
+                seal(path, numbered_path(self._folder, SEALED, number))
+        self._segments = Segments(
+            self._folder, number=recovered.last_segment + 1, sequence=recovered.sequence, sync_s=config.journal_sync_s, start=start
+        )
+        self._ended = {file: path.stat().st_size for file, path in journal_files(self._folder).items() if file <= recovered.last_segment}
 
     @property
     def wants_compaction(self) -> bool:
-        """Whether the segments outweigh what they lead to by far."""
-        return self._older_bytes + self._writer.num_bytes > max(MIN_COMPACTION_BYTES, SEGMENTS_TO_ROWS * self.buffer.stats()["bytes"])
+        """Whether the journal outweighs what it leads to by far."""
+        return sum(self._ended.values()) + self._segments.num_bytes > max(MIN_COMPACTION_BYTES, FILES_TO_HELD * self.buffer.num_bytes)
 
     def insert(
         self, batch: pa.RecordBatch, turns: Mapping[str, int] | None = None, images: Mapping[str, bytes] | None = None
@@ -87,14 +112,14 @@ class DurableReplay:
             OSError: when the journal can't be written; nothing may be inserted then.
         """
         names = [summary.group_id for summary in admitted.arrivals.summaries]
-        pictures = sorted(admitted.images)
-        meta = {
-            "turns": dict(zip(names, admitted.turns, strict=True)),
-            "duplicates": admitted.arrivals.duplicate_groups,
-            "rows_bytes": admitted.encoded.size,
-            "images": [[name, len(admitted.images[name])] for name in pictures],
-        }
-        self._append("insert", meta, [admitted.encoded, *(admitted.images[name] for name in pictures)])
+        rows, body = encoded_rows(admitted.encoded, admitted.images)
+        meta = {"turns": dict(zip(names, admitted.turns, strict=True)), "duplicates": admitted.arrivals.duplicate_groups, **rows}
+        if self._segments.num_bytes > self._file_bytes and self._segments.may_rotate:
+            self._rotate()
+        file, offset = self._append("insert", meta, body)
+        self._whereabouts.add(
+            serial=self.buffer.next_serial, length=len(admitted.arrivals.rows), images=admitted.images, file=file, offset=offset
+        )
 
     def sample(self, *, request_id: str | None = None, **request: Any) -> Sample:
         """See ReplayBuffer.sample.
@@ -150,72 +175,91 @@ class DurableReplay:
         """
         self.buffer.load(saved)
         self._last = None
-        self.finish_compaction(*self.begin_compaction())
+        self._whereabouts = Whereabouts()
+        self.finish_compaction(self.begin_compaction())
 
-    def begin_compaction(self) -> tuple[int, Saved]:
+    def begin_compaction(self) -> Begun:
         """Take the state of now and begin the segment behind it: the short part, between two other calls, shortest after sync.
 
         Returns:
-            The arguments of finish_compaction, which may run in another thread.
+            For finish_compaction, which may run in another thread.
 
         Raises:
             OSError: when the segment can't be written; everything is as it was.
         """
-        saved = self.buffer.capture()
-        former, self._writer = self._writer, self._open_segment(self._number + 2, self._writer.sequence)  # on a full disk the former stays
-        self._number += 1
-        former.close()
-        self._older_bytes = self._segment_bytes()
+        saved, sequence = self.buffer.capture(), self._segments.sequence
+        self._rotate()  # on a full disk the former stays
+        begun = Begun(number=self._segments.number, sequence=sequence, saved=saved, places=self._whereabouts.places())
         if self._last is not None:  # the base is behind it, and whoever asked may not have its answer yet
             self._append("drawn", *self._last.encoded())
-        return self._number + 1, saved
+        return begun
 
-    def finish_compaction(self, number: int, saved: Saved) -> None:
-        """Write a base and let go of what it stands for.
+    def finish_compaction(self, begun: Begun) -> None:
+        """Write a base and let go of what it stands for; one at a time.
 
         Args:
-            number: of the segment that follows it.
-            saved: the state of then.
+            begun: of begin_compaction.
 
         Raises:
             OSError: when it can't be written; the old files stay.
         """
-        writing, base = self._folder / ".base.tmp", self._folder / f"base-{number:08d}"
-        shutil.rmtree(writing, ignore_errors=True)
-        write_snapshot(writing, saved)
-        os.replace(writing, base)
-        sync_folder(self._folder)
-        for old in segment_numbers(self._folder):
-            if old < number:
-                segment_path(self._folder, old).unlink()
-        for folder in self._folder.glob("base-*"):
-            if folder != base:
-                shutil.rmtree(folder)
-        self._older_bytes = self._segment_bytes()
+        self._segments.wait_sealed()  # a base is not before what it refers to
+        before = {file: num_bytes for file, num_bytes in list(self._ended.items()) if file < begun.number}
+        moved = MovedRows(self._folder, file_bytes=self._file_bytes)
+        try:
+            places = move(begun.saved, begun.places, before, moved, spare=SPARE, least_spare=MIN_COMPACTION_BYTES // 2)
+            moved.close()
+            write_base(self._folder, begun.number, begun.saved, places, sequence=begun.sequence)
+        except OSError:
+            moved.discard()
+            raise
+        self._whereabouts.settle(places)
+        self._ended |= moved.sizes
+        self._tidy(begun.number, places.files)
+        for file in before.keys() - places.files:
+            del self._ended[file]
 
     def sync(self) -> None:
         """Bring everything to the disk; in any thread."""
-        self._writer.sync()
+        self._segments.sync()
 
     def close(self) -> None:
         """Bring everything to the disk and end."""
-        self._writer.close()
+        self._segments.close()
 
-    def _append(self, kind: str, meta: dict[str, Any], body: list[Any] | None = None) -> None:
-        self._writer.append({"kind": kind, "draws": self._draw_log.intdigest(), **meta}, body or [])
+    @property
+    def _file_bytes(self) -> int:
+        """Size at which a segment ends."""
+        return min(max(MIN_COMPACTION_BYTES, self.buffer.num_bytes) // SEGMENTS_PER_BUFFER, MAX_SEGMENT_BYTES)
 
-    def _segment_bytes(self) -> int:
-        """Of the segments before the one that is written."""
-        return sum(segment_path(self._folder, n).stat().st_size for n in segment_numbers(self._folder) if n <= self._number)
+    def _append(self, kind: str, meta: dict[str, Any], body: list[Any] | None = None) -> tuple[int, int]:
+        """Write a record; its segment and its place there."""
+        offset = self._segments.append({"kind": kind, "draws": self._draw_log.intdigest(), **meta}, body or [])
+        return self._segments.number, offset
 
-    def _open_segment(self, number: int, sequence: int) -> SegmentWriter:
-        path = segment_path(self._folder, number)
-        writer = SegmentWriter(path, sequence=sequence, sync_s=self._config.journal_sync_s)
-        config = {name: getattr(value, "value", value) for name, value in dataclasses.asdict(self._config).items()}
-        try:
-            writer.append({"kind": "start", "config": config, "seed": self._seed})
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise
+    def _rotate(self) -> None:
+        """Begin the next segment, and the checksum of its draws."""
+        number, num_bytes = self._segments.number, self._segments.num_bytes
+        self._segments.rotate()
         self._draw_log = xxhash.xxh3_64()
-        return writer
+        self._ended[number] = num_bytes
+
+    def _tidy(self, number: int, needed: set[int]) -> None:
+        """Delete what a base has taken the place of, and what a process left that ended within writing one.
+
+        Args:
+            number: of the segment that follows the base; 0: there is none.
+            needed: files that the base refers to.
+        """
+        for file, path in journal_files(self._folder).items():
+            if file < number and file not in needed:
+                path.unlink()
+        for other, path in numbered_files(self._folder, BASE).items():
+            if other != number:
+                path.unlink()
+        (self._folder / WRITING).unlink(missing_ok=True)
+
+
+def _plain(config: ReplayConfig) -> dict[str, Any]:
+    """Settings as JSON can hold them."""
+    return {name: getattr(value, "value", value) for name, value in dataclasses.asdict(config).items()}

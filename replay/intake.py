@@ -72,6 +72,12 @@ class Intake:
         self.waiting = WaitingGroups()
         self.arrived: deque[GroupSummary] = deque(maxlen=REMEMBERED_GROUPS)  # in the table already, for the next step's figures
         self._known: dict[str, None] = {}  # group ids in the order of arrival
+        self._next_serial = 0  # rows are numbered as they arrive
+
+    @property
+    def next_serial(self) -> int:
+        """The number that the next row to arrive gets."""
+        return self._next_serial
 
     def admit(self, prepared: Prepared, turns: Mapping[str, int] | None) -> Admitted:
         """Choose the groups that are new and give them their turns, without a change.
@@ -97,7 +103,7 @@ class Intake:
         Args:
             admitted: of admit, since when nothing else was queued.
         """
-        self._wait(admitted.rows, admitted.arrivals, admitted.turns)
+        self._wait(admitted.rows, admitted.arrivals, admitted.turns, self._next_serial)
         self._remember(admitted)
 
     def is_next(self, admitted: Admitted) -> bool:
@@ -122,10 +128,12 @@ class Intake:
             Their rows.
         """
         self.waiting.skip(len(admitted.turns))
+        consumed = ConsumedRows.arrived(admitted.rows, admitted.arrivals, first_serial=self._next_serial)
         self._remember(admitted)
-        return ConsumedRows.arrived(admitted.rows, admitted.arrivals)
+        return consumed
 
     def _remember(self, admitted: Admitted) -> None:
+        self._next_serial += len(admitted.arrivals.rows)
         self._known.update(dict.fromkeys(summary.group_id for summary in admitted.arrivals.summaries))
         while len(self._known) > REMEMBERED_GROUPS:
             del self._known[next(iter(self._known))]
@@ -135,27 +143,29 @@ class Intake:
         return {
             "next_turn": self.waiting.next_turn,
             "turns": {group.summary.group_id: group.turn for group in self.waiting.all()},
-            "arrived": [summary._asdict() for summary in self.arrived],
+            "arrived": list(self.arrived),
             "known_groups": list(self._known),
         }
 
     @classmethod
-    def restore(cls, waiting: Sequence[pa.RecordBatch], state: Mapping[str, Any]) -> Intake:
+    def restore(cls, waiting: Sequence[tuple[pa.RecordBatch, int]], state: Mapping[str, Any], *, next_serial: int) -> Intake:
         """Bring back what was saved.
 
         Args:
-            waiting: rows of the groups that waited.
+            waiting: rows of the groups that waited, and the number of the first row of each.
             state: of the former intake.
+            next_serial: of the former intake.
 
         Returns:
             Its equal.
         """
         intake = cls()
         intake.waiting = WaitingGroups(next_turn=state["next_turn"])
-        for rows in waiting:
+        for rows, serial in waiting:
             arrivals = read_arrivals(rows, known=())
-            intake._wait(rows, arrivals, [state["turns"][summary.group_id] for summary in arrivals.summaries])
-        intake.arrived.extend(GroupSummary(**summary) for summary in state["arrived"])
+            intake._wait(rows, arrivals, [state["turns"][summary.group_id] for summary in arrivals.summaries], serial)
+        intake.arrived.extend(GroupSummary(*summary) for summary in state["arrived"])
+        intake._next_serial = next_serial
         intake._known = dict.fromkeys(state["known_groups"])
         return intake
 
@@ -173,7 +183,7 @@ class Intake:
                 raise ValueError(f"group {name} comes for turn {turn}, which is {f'taken by {owner}' if owner else 'over or given twice'}")
         return found
 
-    def _wait(self, rows: pa.RecordBatch, arrivals: Arrivals, turns: Sequence[int]) -> None:
+    def _wait(self, rows: pa.RecordBatch, arrivals: Arrivals, turns: Sequence[int], serial: int) -> None:
         """Queue groups; the rows are the arrivals', in their order."""
         start = 0
         row_bytes = -(-rows.nbytes // max(rows.num_rows, 1))
@@ -185,6 +195,7 @@ class Intake:
                     summary=summary,
                     batch=rows,
                     start=start,
+                    serial=serial + start,
                     versions=arrivals.versions[start:end],
                     advantages=arrivals.advantages[start:end],
                     tokens=arrivals.tokens[start:end],

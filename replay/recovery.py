@@ -1,4 +1,4 @@
-"""Reading a journal back: the base, then every command behind it again.
+"""Reading a journal back: the base and the rows that it refers to, then every command behind it again.
 
 Owns the order in which files are read and what damage means for it. Must not know Ray; writes nothing, but for a torn end that is cut off.
 """
@@ -6,27 +6,34 @@ Owns the order in which files are read and what damage means for it. Must not kn
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 
-from algorithms.schema import TRAJECTORY_SCHEMA
 from conf.schema import ReplayConfig, ReplayMode, ReplayRemover
 from replay.again import LastDraw
+from replay.base import read_base
 from replay.buffer import ReplayBuffer
-from replay.journal import JournalError, Record, read_segment, segment_numbers, segment_path
+from replay.intake import prepare
+from replay.journal import BASE, JournalError, Record, is_sealed, numbered_files, read_segment, segments
 from replay.requests import SampleRequest
-from replay.snapshot import STATE_FILE, Saved, read_snapshot
+from replay.row_records import images_in, rows_in
+from replay.snapshot import Saved
+from replay.whereabouts import Whereabouts
+
+logger = logging.getLogger(__name__)
 
 PRIORITIES_SCHEMA = pa.schema([("key", pa.int64()), ("priority", pa.float64())])
 
 
 def is_journal(folder: str | os.PathLike[str]) -> bool:
     """Tell a journal's folder from a snapshot's."""
-    return bool(segment_numbers(Path(folder))) or any(Path(folder).glob("base-*"))
+    return bool(segments(Path(folder))) or any(Path(folder).glob(f"{BASE}-*"))
 
 
 class Recovery:
@@ -39,7 +46,7 @@ class Recovery:
         strict: False: skip what is damaged; ``problems`` tells what was.
 
     Raises:
-        JournalError: when the journal is damaged, of another mode or doesn't lead to the same draws; SnapshotError for its base.
+        JournalError: when the journal is damaged, of another mode or doesn't lead to the same draws.
     """
 
     def __init__(self, config: ReplayConfig, *, seed: int, folder: str | os.PathLike[str], strict: bool = True) -> None:
@@ -48,70 +55,93 @@ class Recovery:
         self._strict = strict
         self._draw_log = xxhash.xxh3_64()  # of all draws of the segment
         self.problems: list[str] = []
+        self.sequence = 0  # of the next record
         self.last: LastDraw | None = None  # the last draw, if it had an id
+        self.whereabouts = Whereabouts()
+        self.base_files: set[int] = set()  # what the base refers to
         self.buffer = ReplayBuffer(config, seed=seed)
-        self.last_segment, self.sequence = self._read()
+        self.last_segment = self._read()
 
-    def _read(self) -> tuple[int, int]:
-        """Do again what the journal holds; the number of the last segment and the next record's."""
-        strict = self._strict
-        bases = sorted(folder for folder in self._folder.glob("base-*") if (folder / STATE_FILE).is_file())
-        numbers = segment_numbers(self._folder)
-        if not numbers and not bases:
-            return -1, 0
-        first = int(bases[-1].name.removeprefix("base-")) if bases else (numbers[0] if numbers else 0)
-        saved = read_snapshot(bases[-1]) if bases else None
-        numbers = [number for number in numbers if number >= first]
-        expected = list(range(first, first + len(numbers))) if bases else list(range(len(numbers)))
-        if numbers != expected or (bases and not numbers):
+    def _read(self) -> int:
+        """Do again what the journal holds; the number of the last segment."""
+        bases = numbered_files(self._folder, BASE)
+        paths = segments(self._folder)
+        if former := sorted(path.name for path in self._folder.glob("base-*") if path.is_dir()):
+            raise JournalError(f"{self._folder / former[-1]} is of the journal of an earlier version, which this one can't read")
+        if not paths and not bases:
+            return -1
+        first = max(bases) if bases else 0
+        saved = None
+        if bases:
+            saved, places, self.sequence = read_base(bases[first], refuse=self._refuse)
+            self.base_files = places.files
+            self.whereabouts = Whereabouts(places)
+        numbers = [number for number in paths if number >= first]
+        if numbers != list(range(first, first + len(numbers))) or (bases and not numbers):
             missing = sorted(set(range(first, max(numbers, default=first) + 1)) - set(numbers))
             self._refuse(f"{self._folder} has no segment {missing[:3]}, though it has later ones or a base that needs it")
-        replaying: ReplayBuffer | None = None
-        sequence: int | None = None
-        damaged = bool(self.problems)
-        for number in numbers:
-            path = segment_path(self._folder, number)
-            for record in read_segment(path, last=number == numbers[-1], strict=strict, problems=self.problems):
-                damaged = damaged or bool(self.problems)
-                if sequence is not None and record.sequence != sequence:
-                    self._refuse(f"{record.where} is record {record.sequence}, {sequence} was expected")
-                    damaged = True
-                sequence = record.sequence + 1
-                if record.meta["kind"] == "start":
-                    self._draw_log = xxhash.xxh3_64()
-                    if replaying is None:
-                        replaying = self._former_buffer(record, saved)
-                elif replaying is not None:
-                    self._redo(replaying, record, damaged=damaged)
+        replaying = self._redo_segments({number: paths[number] for number in numbers}, saved)
         if replaying is None and saved is not None:
             self.buffer.load(saved)
         elif replaying is not None and replaying.config == self._config:
             self.buffer = replaying
         elif replaying is not None:
             self.buffer.load(replaying.capture())
-        return (numbers[-1] if numbers else first), (sequence or 0)
+        return numbers[-1] if numbers else first
 
-    def _former_buffer(self, start: Record, saved: Saved | None) -> ReplayBuffer:
-        """The buffer as it was at the journal's beginning, with the settings of then."""
+    def _redo_segments(self, paths: Mapping[int, Path], saved: Saved | None) -> ReplayBuffer | None:
+        """Do again what the segments hold; None when not even their beginning can be read."""
+        replaying: ReplayBuffer | None = None
+        damaged = bool(self.problems)
+        for number, path in paths.items():
+            before = paths.get(number - 1)
+            for record in read_segment(path, last=not is_sealed(path), strict=self._strict, problems=self.problems):
+                damaged = damaged or bool(self.problems)
+                if record.sequence != self.sequence:
+                    if not damaged and record.offset == 0 and before is not None and not is_sealed(before):
+                        self._cut_off([path for other, path in paths.items() if other >= number])
+                        return replaying
+                    self._refuse(f"{record.where} is record {record.sequence}, {self.sequence} was expected")
+                    damaged = True
+                self.sequence = record.sequence + 1
+                if record.meta["kind"] == "start":
+                    self._draw_log = xxhash.xxh3_64()
+                    replaying = self._buffer_of(record, saved, replaying)
+                elif replaying is not None:
+                    self._redo(replaying, record, number, damaged=damaged)
+        return replaying
+
+    def _cut_off(self, paths: Sequence[Path]) -> None:
+        """Forget segments that reached the disk before the end of the one before them did: the machine lost power within one fsync."""
+        for path in paths:
+            logger.warning("%s is given up: the machine stopped before the disk held what comes before it", path)
+            os.truncate(path, 0)
+
+    def _buffer_of(self, start: Record, saved: Saved | None, before: ReplayBuffer | None) -> ReplayBuffer:
+        """The buffer as it was at a segment's beginning, with the settings of then."""
         values = start.meta["config"]
         known = {field.name for field in dataclasses.fields(ReplayConfig)}
         settings = {name: value for name, value in values.items() if name in known}
         config = ReplayConfig(**{**settings, "mode": ReplayMode(settings["mode"]), "remover": ReplayRemover(settings["remover"])})
         if config.mode is not self._config.mode:
             raise JournalError(f"{start.where}: the journal is of replay.mode={config.mode.value}, this run has {self._config.mode.value}")
+        if before is not None and before.config == config:
+            return before
         buffer = ReplayBuffer(config, seed=start.meta["seed"])
-        if saved is not None:
+        if before is not None:
+            buffer.load(before.capture())
+        elif saved is not None:
             buffer.load(saved)
         return buffer
 
-    def _redo(self, buffer: ReplayBuffer, record: Record, *, damaged: bool) -> None:
+    def _redo(self, buffer: ReplayBuffer, record: Record, number: int, *, damaged: bool) -> None:
         """Do what a record says."""
         meta = record.meta
         if not damaged and meta["draws"] != self._draw_log.intdigest():
             self._refuse(f"{record.where}: doing the journal again has led to other draws; was it written by another version?")
         try:
             if meta["kind"] == "insert":
-                self._redo_insert(buffer, record)
+                self._redo_insert(buffer, record, number)
             elif meta["kind"] == "sample" and damaged:
                 buffer.consume(through_turn=meta["through_turn"], policy_version=meta["request"]["policy_version"])
             elif meta["kind"] == "sample":
@@ -127,15 +157,15 @@ class Recovery:
         except (ValueError, RuntimeError) as error:
             self._refuse(f"{record.where} can't be done again: {error}")
 
-    def _redo_insert(self, buffer: ReplayBuffer, record: Record) -> None:
-        meta, body = record.meta, record.body
-        images, start = {}, int(meta["rows_bytes"])
-        for name, num_bytes in meta["images"]:
-            images[name] = bytes(body[start : start + num_bytes])
-            start += num_bytes
-        rows = pa.ipc.read_record_batch(pa.py_buffer(body[: meta["rows_bytes"]]), TRAJECTORY_SCHEMA)
-        buffer.insert(rows, meta["turns"], images)
-        buffer.count_duplicates(meta["duplicates"])
+    def _redo_insert(self, buffer: ReplayBuffer, record: Record, number: int) -> None:
+        rows = rows_in(record)
+        admitted = buffer.admit(prepare(rows, images_in(record)), record.meta["turns"])
+        whole = len(admitted.arrivals.rows) == rows.num_rows  # else, behind damage, not all groups are new: the next base copies them
+        self.whereabouts.add(
+            serial=buffer.next_serial, length=rows.num_rows if whole else 0, images=admitted.images, file=number, offset=record.offset
+        )
+        buffer.add(admitted)
+        buffer.count_duplicates(record.meta["duplicates"])
 
     def _refuse(self, problem: str) -> None:
         if self._strict:

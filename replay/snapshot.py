@@ -20,7 +20,7 @@ import pyarrow as pa
 from algorithms.schema import NARROW_COLUMNS, TRAJECTORY_SCHEMA, check_schema
 from replay.storage import KNOWN_FIELDS, Storage
 
-FORMAT = 3
+FORMAT = 4
 STATE_FILE = "state.json"
 ROWS_PER_BATCH = 256  # of the file, and of the restored storage, which frees memory by whole batches
 IMAGES_SCHEMA = pa.schema([pa.field("sha256", pa.string(), nullable=False), pa.field("content", pa.binary(), nullable=False)])
@@ -44,8 +44,10 @@ class Saved:
 
     storage: Storage  # the table's rows
     waiting: list[pa.RecordBatch]  # rows of the groups that wait, group by group; they have no key yet
+    waiting_serials: list[int]  # of each group's first row; the others follow
+    next_serial: int  # above those of all rows
     images: Mapping[str, bytes]  # by SHA-256
-    state: dict[str, Any]  # the rest, what JSON can hold
+    state: dict[str, Any]  # the rest, what JSON can hold and dataclasses of it
 
 
 def write_snapshot(folder: str | os.PathLike[str], saved: Saved) -> None:
@@ -74,7 +76,8 @@ def write_snapshot(folder: str | os.PathLike[str], saved: Saved) -> None:
             files.append((temporary, f"{part}-{digest[:16]}.arrow"))
             body |= {part: {"file": files[-1][1], "sha256": digest}}
         body["state"] = saved.state
-        state_tmp.write_text(json.dumps({"format": FORMAT, "sha256": _body_digest(body), "body": body}), encoding="utf-8")
+        text = _body_text(body)
+        state_tmp.write_text(f'{{"format": {FORMAT}, "sha256": "{_text_digest(text)}", "body": {text}}}', encoding="utf-8")
         for path, name in (*files, (state_tmp, STATE_FILE)):
             _sync(path)
             os.replace(path, target / name)
@@ -101,7 +104,9 @@ def read_snapshot(folder: str | os.PathLike[str]) -> Saved:
     """
     body = _read_body(Path(folder) / STATE_FILE)
     rows_path = Path(folder) / body["trajectories"]["file"]
-    parts = [_saved_part(batch) for batch in _read_arrow(rows_path, body["trajectories"]["sha256"], SNAPSHOT_SCHEMA)]
+    batches = _read_arrow(rows_path, body["trajectories"]["sha256"], SNAPSHOT_SCHEMA)
+    ends = np.cumsum([0, *(batch.num_rows for batch in batches)]).tolist()
+    parts = [_saved_part(batch, serial) for batch, serial in zip(batches, ends[:-1], strict=True)]
     num_stored = len(parts) - body["num_waiting"]
     try:
         storage = Storage.rebuild(TRAJECTORY_SCHEMA, parts[:num_stored], body["layout"], NARROW_COLUMNS)
@@ -113,7 +118,14 @@ def read_snapshot(folder: str | os.PathLike[str]) -> Saved:
     if "images" in body:
         for batch in _read_arrow(Path(folder) / body["images"]["file"], body["images"]["sha256"], IMAGES_SCHEMA):
             images |= zip(batch.column("sha256").to_pylist(), batch.column("content").to_pylist(), strict=True)
-    return Saved(storage=storage, waiting=[rows for rows, _ in parts[num_stored:]], images=images, state=body["state"])
+    return Saved(
+        storage=storage,
+        waiting=[rows for rows, _ in parts[num_stored:]],
+        waiting_serials=ends[num_stored:-1],
+        next_serial=ends[-1],
+        images=images,
+        state=body["state"],
+    )
 
 
 def _write_arrow(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
@@ -160,9 +172,11 @@ def _keyless(rows: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([*rows.columns, *unknown], schema=SNAPSHOT_SCHEMA)
 
 
-def _saved_part(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, dict[str, np.ndarray]]:
+def _saved_part(batch: pa.RecordBatch, serial: int) -> tuple[pa.RecordBatch, dict[str, np.ndarray]]:
+    """Rows and what is known of them; they count as if they had arrived as they lie in the file."""
     payload = pa.RecordBatch.from_arrays([batch.column(i) for i in range(len(TRAJECTORY_SCHEMA))], schema=TRAJECTORY_SCHEMA)
-    return payload, {name: batch.column(len(TRAJECTORY_SCHEMA) + i).to_numpy() for i, name in enumerate(KNOWN_FIELDS)}
+    known = {name: batch.column(len(TRAJECTORY_SCHEMA) + i).to_numpy() for i, name in enumerate(KNOWN_FIELDS)}
+    return payload, {**known, "serial": np.arange(serial, serial + batch.num_rows)}
 
 
 def _read_body(path: Path) -> dict[str, Any]:
@@ -176,13 +190,17 @@ def _read_body(path: Path) -> dict[str, Any]:
         raise SnapshotError(f"{path} isn't a replay snapshot: {error!r}") from error
     if version != FORMAT:
         raise SnapshotError(f"{path} is of format {version}, this version reads {FORMAT}")
-    if _body_digest(body) != written:
+    if _text_digest(_body_text(body)) != written:
         raise SnapshotError(f"{path} is damaged: its content doesn't match its SHA-256 {written}")
     return body
 
 
-def _body_digest(body: Any) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+def _body_text(body: Any) -> str:
+    return json.dumps(body, sort_keys=True)
+
+
+def _text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _file_digest(path: Path) -> str:

@@ -39,6 +39,7 @@ _STATE_FIELDS: dict[str, type] = {
     "row": np.int64,  # and the row in it
     "alive": np.bool_,  # hasn't left
     "open": np.bool_,  # consumed by a step: may be drawn as an older row, and may leave
+    "serial": np.int64,  # the row's number in the order of arrival, by which a journal finds it
 }
 
 FIRST_CAPACITY = 64
@@ -133,7 +134,7 @@ class Storage:
         """Look at one thing known of every place, those of rows that left included.
 
         Args:
-            name: of KNOWN_FIELDS, or ``batch``, ``row``, ``alive`` and ``open``.
+            name: of KNOWN_FIELDS, or ``batch``, ``row``, ``alive``, ``open`` and ``serial``.
 
         Returns:
             [places]; a view, priorities, advantages, use counts and ``open`` may be written in place.
@@ -145,7 +146,8 @@ class Storage:
 
         Args:
             batch: R rows of the schema.
-            known: [R] each: ``version``, ``priority`` and, if they are anything else than 0, others of KNOWN_FIELDS.
+            known: [R] each: ``version``, ``priority`` and, if they are anything else than 0, others of KNOWN_FIELDS
+                or ``serial``.
 
         Returns:
             [R] the rows' places.
@@ -309,7 +311,8 @@ class Storage:
 
         Args:
             schema: of the batches.
-            parts: batches with what is known of their rows, [R] for each of KNOWN_FIELDS; keys and places rise over all parts.
+            parts: batches with what is known of their rows, [R] for each of KNOWN_FIELDS, and ``serial`` if it isn't 0; keys and places
+                rise over all parts.
             layout: of the saved storage.
             narrow: names of the columns to pack.
 

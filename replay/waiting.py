@@ -23,6 +23,7 @@ class WaitingGroup:
     summary: GroupSummary
     batch: pa.RecordBatch  # of TRAJECTORY_SCHEMA, that holds the group's rows
     start: int  # the first of them
+    serial: int  # its number in the order of arrival; the others follow
     versions: NDArray[np.int64]  # [G] the oldest of each row
     advantages: NDArray[np.float64]  # [G]
     tokens: NDArray[np.int64]  # [G] of prompt and response
@@ -32,6 +33,11 @@ class WaitingGroup:
     def rows(self) -> pa.RecordBatch:
         """[G] trajectories; cutting them out costs more than all else here, so it's done when someone wants them."""
         return self.batch.slice(self.start, self.summary.trajectories)
+
+    @property
+    def serials(self) -> NDArray[np.int64]:
+        """[G] of the rows."""
+        return np.arange(self.serial, self.serial + self.summary.trajectories)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +49,16 @@ class ConsumedRows:
     versions: NDArray[np.int64]  # [R] the oldest of each row
     advantages: NDArray[np.float64]  # [R]
     tokens: NDArray[np.int64]  # [R] of prompt and response
+    serials: NDArray[np.int64]  # [R] number of each row in the order of arrival
 
     @classmethod
-    def arrived(cls, rows: pa.RecordBatch, arrivals: Arrivals) -> ConsumedRows:
+    def arrived(cls, rows: pa.RecordBatch, arrivals: Arrivals, *, first_serial: int) -> ConsumedRows:
         """Take rows as they came.
 
         Args:
             rows: those of the arrivals, in their order.
             arrivals: what is known of them.
+            first_serial: number of the first row.
 
         Returns:
             Both.
@@ -61,6 +69,7 @@ class ConsumedRows:
             versions=arrivals.versions,
             advantages=arrivals.advantages,
             tokens=arrivals.tokens,
+            serials=np.arange(first_serial, first_serial + rows.num_rows),
         )
 
     @classmethod
@@ -79,6 +88,7 @@ class ConsumedRows:
             versions=np.concatenate([group.versions for group in groups]),
             advantages=np.concatenate([group.advantages for group in groups]),
             tokens=np.concatenate([group.tokens for group in groups]),
+            serials=np.concatenate([group.serials for group in groups]),
         )
 
 

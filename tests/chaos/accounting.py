@@ -16,7 +16,7 @@ import pyarrow as pa
 import xxhash
 
 from algorithms.schema import TRAJECTORY_SCHEMA
-from replay.journal import read_segment, segment_numbers, segment_path
+from replay.journal import OPEN, SEALED, numbered_path, read_segment, segments
 from replay.snapshot import read_snapshot
 
 CONTENT = ("trajectory_id", "response_token_ids", "behavior_logprobs", "version_spans", "reward", "advantage")
@@ -43,12 +43,10 @@ class Acknowledged:
         Args:
             folder: of the journal; the end of its last segment may be torn.
         """
-        for number in segment_numbers(folder):
+        for number in segments(folder):
             copy = folder.parent / ".journal-copy"  # a torn end is cut off, which only the writer may do to its file
-            try:
-                copy.write_bytes(segment_path(folder, number).read_bytes())
-            except FileNotFoundError:
-                continue  # compacted away just now; what it held was read before or is in the next base
+            if not any(_copied(numbered_path(folder, kind, number), copy) for kind in (OPEN, SEALED)):
+                continue  # compacted away just now; what it held was read before, or all of its rows have left
             for record in read_segment(copy, last=True):
                 if record.meta["kind"] == "insert":
                     rows = pa.ipc.read_record_batch(pa.py_buffer(record.body[: record.meta["rows_bytes"]]), TRAJECTORY_SCHEMA)
@@ -167,6 +165,15 @@ def _rows_of(path: Path) -> pa.RecordBatch | None:
         return None
     with pa.ipc.open_file(path) as reader:
         return pa.concat_batches([reader.get_batch(i) for i in range(reader.num_record_batches)])
+
+
+def _copied(path: Path, copy: Path) -> bool:
+    """Copy a file that its owner may rename or delete; False when it isn't there any more."""
+    try:
+        copy.write_bytes(path.read_bytes())
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _digests(rows: pa.RecordBatch) -> Iterable[tuple[str, str, int]]:
