@@ -1,8 +1,11 @@
 """What unit and integration tests share."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as make does: sums of several threads differ in their last digits, run by run
 
 LONGEST_FIRST = (
     "test_exact_resume.py", "test_weight_failures.py", "test_supervised_run.py", "test_submission.py", "test_chaos.py", "test_main_job.py",
