@@ -27,7 +27,7 @@ from conf.schema import ReplayConfig
 from replay.again import LastDraw
 from replay.archive import TrajectoryArchive
 from replay.buffer import ReplayBuffer
-from replay.drawn import Drawn
+from replay.drawn import Drawn, Sample
 from replay.durable import DurableReplay
 from replay.full_disk import when_there_is_room
 from replay.groups import InsertReceipt
@@ -205,17 +205,22 @@ class ReplayActor:
                 max_staleness=max_staleness,
             )
             drawn = await self._draw(request, self._config.timeout_s if timeout_s is None else timeout_s, request_id)
+
+        def read() -> tuple[Sample, list[Parcel] | list[Letter]]:
+            sample = drawn.read()
+            parcels = [Parcel(shard) for shard in sample.shards]
+            letter = put(parcels[0], into, lent) if into is not None and lent is not None else None
+            return sample, parcels if letter is None else [letter]
+
         self._under_way += 1
         try:
             at_once = isinstance(drawn, Drawn) and drawn.num_bytes <= READ_AT_ONCE
-            sample = drawn.read() if at_once else await self._in_thread(drawn.read)
+            sample, rows = read() if at_once else await self._in_thread(read)
             if self._archive is not None and sample.consumed and policy_version is not None:
                 await asyncio.to_thread(self._archive.write_or_keep, policy_version, sample.consumed)
         finally:
             self._under_way -= 1
-        parcels = [Parcel(shard) for shard in sample.shards]
-        letter = await self._in_thread(lambda: put(parcels[0], into, lent)) if into is not None and lent is not None else None
-        return (sample.stats, *parcels) if letter is None else (sample.stats, letter)
+        return (sample.stats, *rows)
 
     async def _draw(self, request: SampleRequest, timeout_s: float, request_id: str | None) -> Drawn | LastDraw:
         """Wait for what the draws need, then draw."""

@@ -35,4 +35,4 @@ def score(answer: str, gold: str, row: dict[str, int]) -> float:
 def unhurried(answer: str, gold: str, row: dict[str, object]) -> float:
     """Score the quickstart's answers, which are a word or a number."""
     time.sleep(PAUSE_S)
-    return float(answer.strip() == gold.strip())
+    return float(answer.strip() == gold.removeprefix("\\boxed{").removesuffix("}"))

@@ -95,9 +95,7 @@ def draw(chosen: Sequence[Fault], *, count: int, seed: int) -> list[Fault]:
     return series[:count]
 
 
-def inject(
-    series: Sequence[Fault], *, folder: Path, seed: int, minutes: float = 60.0, overrides: tuple[str, ...] = ()
-) -> Verdict:
+def inject(series: Sequence[Fault], *, folder: Path, seed: int, minutes: float = 60.0) -> Verdict:
     """Hurt one run again and again, and see it get over each fault before the next.
 
     Args:
@@ -105,7 +103,6 @@ def inject(
         folder: of the run; what it holds is gone on with.
         seed: of what each fault hits.
         minutes: after which no further fault begins.
-        overrides: settings of the run besides those of the harness.
 
     Returns:
         What was lost and doubled over the whole run.
@@ -114,7 +111,7 @@ def inject(
     folder.mkdir(parents=True, exist_ok=True)
     end, rng = time.monotonic() + 60 * minutes, random.Random(f"{seed}/hits/{done(folder)}")
     cluster = PrivateCluster(num_cpus=3)  # a learner rank and two rollout actors: a third one has to go to another node
-    run = ChaosRun(folder, cluster, overrides=overrides)
+    run = ChaosRun(folder, cluster)
     try:
         cluster.start()
         begin_or_go_on(run)

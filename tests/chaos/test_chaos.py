@@ -12,14 +12,13 @@ from tests.chaos.disk import can_mount
 from tests.chaos.faults import FAULTS
 from tests.chaos.report import table
 
-UNHURRIED = "data.scorer=tests.own_task.unhurried"  # leaves the processors to the tests beside it
 SHORT = ["replay actor: kill -9", "learner rank: kill -9", "control store: kill -9 and started again", "disk full on the run folder"]
 
 
 @pytest.mark.timeout(900)
 def test_a_run_gets_over_each_fault_and_loses_nothing(tmp_path: Path):
     series = [FAULTS[name] for name in SHORT if name != "disk full on the run folder" or can_mount()]
-    verdict = inject(series, folder=tmp_path, seed=1, overrides=(UNHURRIED,))
+    verdict = inject(series, folder=tmp_path, seed=1)
     rows = [json.loads(line) for line in (tmp_path / "faults.jsonl").read_text().splitlines()]
     told = table(rows, verdict)
     assert len(rows) == len(series) and all(row["recovered"] for row in rows), f"{told}\n{rows}"

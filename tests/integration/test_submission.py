@@ -41,7 +41,7 @@ def head() -> Iterator[Head]:
 class Job:
     """The run of these tests, in its first job."""
 
-    def __init__(self, head: Head, workshop: Workshop) -> None:
+    def __init__(self, head: Head, workshop: Workshop, model: Path) -> None:
         self.head = head
         self.folder = workshop.run_folder("submitted")
         self.words = [word for word in workshop.overrides if not word.startswith(("cluster.", "run.num_steps"))]
@@ -51,7 +51,10 @@ class Job:
             "evaluation.num_questions=8",
             "algorithm.max_staleness=1",
             "report.engine_metrics=true",
+            "data.generate=",
             "data.scorer=tests.own_task.unhurried",
+            "coldstart.steps=0",
+            f"model.path={model}",
         ]
         command = ["python", "-m", "cluster", "train", "conf/experiment/quickstart.yaml", *self.words, "run.num_steps=100000"]
         # plainly, by Ray's own command
@@ -80,7 +83,7 @@ class Job:
 @pytest.fixture(scope="module")
 def job(head: Head, workshop: Workshop, cold_start: Path) -> Job:
     """In its third step or later."""
-    job = Job(head, workshop)
+    job = Job(head, workshop, cold_start)
     job.until("the third step", lambda: "step 3/" in job.output)
     return job
 
