@@ -32,7 +32,7 @@ from replay.durable import DurableReplay
 from replay.full_disk import when_there_is_room
 from replay.groups import InsertReceipt
 from replay.intake import Admitted, prepare
-from replay.lent import Borrower, LentMemoryError, Letter, Place, get, put
+from replay.lent import Borrower, LentMemoryError, Letter, Place, Room, get
 from replay.limiter import FreshGroupLimiter
 from replay.recovery import Recovery, is_journal
 from replay.requests import SampleRequest
@@ -192,7 +192,7 @@ class ReplayActor:
             LentMemoryError: when there is no such memory here; nothing is drawn.
             TimeoutError: when the groups or rows don't come in time; nothing is consumed.
         """
-        lent = self._borrower.memory(into) if into is not None and num_shards == 1 else None
+        room = Room(into, self._borrower.memory(into)) if into is not None and num_shards == 1 else None
         replay = self._replay
         drawn: Drawn | LastDraw | None = replay.answered(request_id) if isinstance(replay, DurableReplay) else None
         if drawn is None:
@@ -207,9 +207,10 @@ class ReplayActor:
             drawn = await self._draw(request, self._config.timeout_s if timeout_s is None else timeout_s, request_id)
 
         def read() -> tuple[Sample, list[Parcel] | list[Letter]]:
-            sample = drawn.read()
+            # what is kept to be answered again must not lie in memory that is lent for this answer
+            sample = drawn.read(room.take) if room is not None and isinstance(drawn, Drawn) else drawn.read()
             parcels = [Parcel(shard) for shard in sample.shards]
-            letter = put(parcels[0], into, lent) if into is not None and lent is not None else None
+            letter = room.put(parcels[0]) if room is not None else None
             return sample, parcels if letter is None else [letter]
 
         self._under_way += 1

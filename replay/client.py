@@ -23,7 +23,7 @@ from ray.exceptions import RayTaskError
 
 from algorithms.wire import Parcel
 from replay.groups import InsertReceipt
-from replay.lent import Lender, LentMemoryError, Letter, Loan, put
+from replay.lent import Lender, LentMemoryError, Letter, Loan, Room
 
 CALLS_UNDER_WAY = 3  # of a writer: one is being carried out, one on its way, one being answered
 BLOCKS_HELD = 3  # of a reader's answers that its caller may still look at while others are under way; more take the object store
@@ -156,7 +156,7 @@ class ReplayWriter:
         except pa.ArrowInvalid:  # one of another schema among them: each to its own error
             return _Call(None, [done for _, done in entries], batches)
         parcel, loan = Parcel(together), self._lending.lend(together.nbytes)
-        letter = put(parcel, loan.place, loan.memory) if loan is not None else None
+        letter = Room(loan.place, loan.memory).put(parcel) if loan is not None else None
         return _Call(self._replay.insert.remote(letter or parcel), [done for _, done in entries], batches, loan)
 
     def _finish(self, call: _Call) -> None:

@@ -20,6 +20,7 @@ from replay.images import image_hashes
 from replay.plans import Draw
 from replay.storage import RowSelection
 from replay.table import Table
+from replay.wide import Take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +42,19 @@ class DrawnShard:
     order: NDArray[np.int64]  # [K] which draw each of the rows is
     images: Mapping[str, bytes]  # by SHA-256, those that travel with the rows
 
-    def read(self, draws: dict[str, NDArray]) -> pa.Table:
+    def read(self, draws: dict[str, NDArray], take: Take | None = None) -> pa.Table:
         """Copy the rows out and put what is known of their draws beside them.
 
         Args:
             draws: [n] values for every one of SAMPLE_FIELDS, of all draws.
+            take: see WideSelection.read.
 
         Returns:
             A table of SAMPLE_SCHEMA.
         """
         if self.rows is None:
             return SAMPLE_SCHEMA.empty_table()
-        columns = self.rows.read().columns
+        columns = self.rows.read(take).columns
         if self.advantages is not None:
             columns[SAMPLE_SCHEMA.get_field_index("advantage")] = pa.array(self.advantages)
         drawn = [pa.array(draws[field.name][self.order], type=field.type) for field in SAMPLE_FIELDS]
@@ -70,11 +72,17 @@ class Drawn:
     consumed: list[pa.RecordBatch]
     num_bytes: int  # of the rows, about
 
-    def read(self) -> Sample:
-        """Copy the rows out."""
-        return Sample(
-            shards=[shard.read(self.draws) for shard in self.shards], stats=self.stats, keys=self.draws["key"], consumed=self.consumed
-        )
+    def read(self, take: Take | None = None) -> Sample:
+        """Copy the rows out.
+
+        Args:
+            take: see WideSelection.read.
+
+        Returns:
+            The rows and their figures.
+        """
+        shards = [shard.read(self.draws, take) for shard in self.shards]
+        return Sample(shards=shards, stats=self.stats, keys=self.draws["key"], consumed=self.consumed)
 
 
 def count_draws(table: Table, draw: Draw, *, policy_version: int, num_updates: int) -> dict[str, NDArray]:

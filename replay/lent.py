@@ -52,37 +52,68 @@ class Letter:
 
     head: bytes  # the rest of it, pickled
     place: Place
-    sizes: tuple[int, ...]  # bytes of each part, one behind the other at multiples of the alignment
+    spans: tuple[tuple[int, int], ...]  # of each part: where in the place it begins, and its bytes
 
 
-def put(value: Any, place: Place, memory: memoryview) -> Letter | None:
-    """Write a value into a place.
+class Room:
+    """What a place has room for: memory is taken from its front, and a value's letter then names what lies there already.
 
     Args:
-        value: whose pickling hands over large parts out of band, as Parcel's does.
-        place: to name in the letter.
+        place: on loan.
         memory: of the place, writable.
-
-    Returns:
-        What ``get`` reads; None: the place is too small, and is as it was.
     """
-    parts: list[pickle.PickleBuffer] = []
-    head = pickle.dumps(value, protocol=5, buffer_callback=parts.append)
-    views = [np.frombuffer(part.raw(), np.uint8) for part in parts]
-    if sum(_aligned(view.nbytes) for view in views) > place.nbytes:
-        return None
-    target, start = np.frombuffer(memory, np.uint8), 0
-    for view in views:
-        target[start : start + view.nbytes] = view  # other threads go on meanwhile
-        start += _aligned(view.nbytes)
-    return Letter(head=head, place=place, sizes=tuple(view.nbytes for view in views))
+
+    def __init__(self, place: Place, memory: memoryview) -> None:
+        self._place = place
+        self._memory = memory
+        self._first = np.frombuffer(memory, np.uint8).ctypes.data if len(memory) else 0
+        self._used = 0
+
+    def take(self, num_bytes: int) -> memoryview | None:
+        """Take memory, for a part of a value that isn't made yet.
+
+        Args:
+            num_bytes: how much.
+
+        Returns:
+            It; None: there isn't so much left.
+        """
+        start, end = self._used, self._used + num_bytes
+        if end > len(self._memory):
+            return None
+        self._used = _aligned(end)
+        return self._memory[start:end]
+
+    def put(self, value: Any) -> Letter | None:
+        """Write a value; parts of it that lie in taken memory stay where they are.
+
+        Args:
+            value: whose pickling hands over large parts out of band, as Parcel's does.
+
+        Returns:
+            What ``get`` reads; None: it doesn't fit.
+        """
+        parts: list[pickle.PickleBuffer] = []
+        head = pickle.dumps(value, protocol=5, buffer_callback=parts.append)
+        spans = []
+        for part in parts:
+            view = np.frombuffer(part.raw(), np.uint8)
+            start = view.ctypes.data - self._first
+            if not 0 <= start <= self._used - view.nbytes:
+                target = self.take(view.nbytes)
+                if target is None:
+                    return None
+                start = self._used - _aligned(view.nbytes)
+                np.copyto(np.frombuffer(target, np.uint8), view)  # other threads go on meanwhile
+            spans.append((start, view.nbytes))
+        return Letter(head=head, place=self._place, spans=tuple(spans))
 
 
 def get(letter: Letter, memory: memoryview) -> Any:
     """Read a value; it shares the place's memory.
 
     Args:
-        letter: of ``put``.
+        letter: of Room.put.
         memory: of the letter's place.
 
     Returns:
@@ -91,13 +122,10 @@ def get(letter: Letter, memory: memoryview) -> Any:
     Raises:
         LentMemoryError: when its parts don't fit into the place.
     """
-    if sum(map(_aligned, letter.sizes)) > len(memory):
-        raise LentMemoryError(f"parts of {sum(letter.sizes)} bytes in a place of {len(memory)}")
-    parts, start = [], 0
-    for size in letter.sizes:
-        parts.append(memory[start : start + size].toreadonly())
-        start += _aligned(size)
-    return pickle.loads(letter.head, buffers=parts)
+    for start, num_bytes in letter.spans:
+        if not 0 <= start <= start + num_bytes <= len(memory):
+            raise LentMemoryError(f"a part of {num_bytes} bytes from {start} on in a place of {len(memory)}")
+    return pickle.loads(letter.head, buffers=[memory[start : start + num_bytes].toreadonly() for start, num_bytes in letter.spans])
 
 
 def _aligned(num_bytes: int) -> int:

@@ -20,7 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from replay.packed import PackedRows, PackedSelection
-from replay.wide import WideBatch, WideSelection, hold
+from replay.wide import Take, WideBatch, WideSelection, hold
 
 KNOWN_FIELDS: dict[str, type] = {
     "key": np.int64,  # unique, increasing with insertion
@@ -56,9 +56,16 @@ class RowSelection:
     wide: WideSelection
     packed: PackedSelection | None  # the narrow columns, if there are any
 
-    def read(self) -> pa.RecordBatch:
-        """Copy the rows out, in the order they were asked for."""
-        columns = dict(zip(self.names, self.wide.read(), strict=True))
+    def read(self, take: Take | None = None) -> pa.RecordBatch:
+        """Copy the rows out, in the order they were asked for.
+
+        Args:
+            take: see WideSelection.read.
+
+        Returns:
+            They.
+        """
+        columns = dict(zip(self.names, self.wide.read(take), strict=True))
         if self.packed is not None:
             narrow = self.packed.read()
             columns |= zip(narrow.schema.names, narrow.columns, strict=True)

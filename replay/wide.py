@@ -9,7 +9,7 @@ bits that are all set, as loss masks nearly always are, needn't be copied at all
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from algorithms.wire import column_of_parts, column_parts
+
+Take = Callable[[int], memoryview | None]
+"""Gives so many bytes of memory to write to, or none."""
 
 MAX_VALUES = 2**31 - 1  # of a column: Arrow's offsets are int32
 
@@ -78,8 +81,15 @@ class WideSelection:
     spans: NDArray[np.int32]  # [K, C, 2] of hold
     all_joined: bool  # Arrow copies no column of any batch; False: perhaps
 
-    def read(self) -> list[pa.Array]:
-        """Copy the rows out, column by column."""
+    def read(self, take: Take | None = None) -> list[pa.Array]:
+        """Copy the rows out, column by column.
+
+        Args:
+            take: gives memory for them; None, or where it has none: Arrow's.
+
+        Returns:
+            The columns.
+        """
         kinds = self.batches[0].data.schema.types
         ends = np.append(self.starts[1:], len(self.spans)) - 1
         # of all columns at once: a NumPy call costs more than it does here
@@ -98,8 +108,11 @@ class WideSelection:
                 continue
             if _is_bits(kind):
                 data = pa.py_buffer(_set_bits(num_values))
-            else:  # into memory of Arrow's, which keeps what was freed: fresh pages cost more than the copy
-                data = pa.allocate_buffer(num_values * int(widths[c]))
+            else:
+                num_bytes = num_values * int(widths[c])
+                taken = take(num_bytes) if take is not None else None
+                # memory of Arrow's, which keeps what was freed: fresh pages cost more than the copy
+                data = pa.allocate_buffer(num_bytes) if taken is None else pa.py_buffer(taken)
                 values = [parts[c][i:j] for parts, i, j in zip(runs, firsts[c], lasts[c], strict=True)]  # type: ignore[index]
                 np.concatenate(values, out=np.frombuffer(data, np.uint8))
             columns.append(column_of_parts(kind, len(self.spans), num_values, pa.py_buffer(offsets[c]), data))

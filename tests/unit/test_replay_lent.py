@@ -11,7 +11,7 @@ import pytest
 
 from algorithms.schema import to_record_batch
 from algorithms.wire import Parcel
-from replay.lent import WORTHWHILE_BYTES, Borrower, Lender, LentMemoryError, Letter, Place, get, put
+from replay.lent import WORTHWHILE_BYTES, Borrower, Lender, LentMemoryError, Letter, Place, Room, get
 from tests.fakes import make_trajectory
 
 
@@ -28,7 +28,7 @@ def exchanged(lending: Lender, borrower: Borrower, batch: pa.RecordBatch) -> pa.
     loan = lending.lend(batch.nbytes)
     if loan is None:
         return None
-    letter = put(Parcel(batch), loan.place, borrower.memory(loan.place))
+    letter = Room(loan.place, borrower.memory(loan.place)).put(Parcel(batch))
     assert letter is not None and len(letter.head) < 4096  # the rows themselves went through the place
     return loan.read(letter)
 
@@ -38,7 +38,7 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
     lending = lender(tmp_path)
     loan = lending.lend(batch.nbytes)
     assert loan is not None
-    letter = put(Parcel(batch), loan.place, loan.memory)
+    letter = Room(loan.place, loan.memory).put(Parcel(batch))
     assert letter is not None and get(letter, borrower.memory(letter.place)).equals(batch)  # as an insert comes in
     loan.give_back()
     answer = exchanged(lending, borrower, batch)  # as a draw goes out
@@ -86,9 +86,8 @@ def test_larger_values_get_larger_places_and_what_is_held_stays(tmp_path: Path) 
 def test_what_does_not_fit_is_left_to_the_object_store(tmp_path: Path) -> None:
     loan = lender(tmp_path).lend(WORTHWHILE_BYTES)
     before = bytes(loan.memory)
-    assert put(np.zeros(len(before), np.uint8), loan.place, loan.memory) is not None
-    loan.memory[:] = before
-    assert put(np.ones(len(before) + 1, np.uint8), loan.place, loan.memory) is None and bytes(loan.memory) == before
+    assert Room(loan.place, loan.memory).put(np.zeros(len(before), np.uint8)) is not None
+    assert Room(loan.place, loan.memory).put(np.ones(len(before) + 1, np.uint8)) is None
     assert lender(tmp_path).lend(WORTHWHILE_BYTES - 1) is None
 
 
@@ -126,9 +125,23 @@ def test_a_borrower_maps_lent_files_only(tmp_path: Path) -> None:
 
 def test_a_letter_that_claims_more_than_its_place_is_refused(tmp_path: Path) -> None:
     loan = lender(tmp_path).lend(WORTHWHILE_BYTES)
-    letter = put(np.ones(1000, np.uint8), loan.place, loan.memory)
-    with pytest.raises(LentMemoryError, match="in a place of"):
-        get(Letter(letter.head, letter.place, (2**40,)), loan.memory)
+    letter = Room(loan.place, loan.memory).put(np.ones(1000, np.uint8))
+    for span in ((0, 2**40), (2**40, 1), (-8, 8), (8, -8)):
+        with pytest.raises(LentMemoryError, match="in a place of"):
+            get(Letter(letter.head, letter.place, (span,)), loan.memory)
+
+
+def test_what_lies_in_the_place_already_is_not_copied(tmp_path: Path) -> None:
+    loan = lender(tmp_path).lend(WORTHWHILE_BYTES)
+    room = Room(loan.place, loan.memory)
+    taken = [np.frombuffer(room.take(size), np.uint8) for size in (1000, 50)]
+    for number, part in enumerate(taken):
+        part[:] = number + 1
+    elsewhere = np.full(70, 3, np.uint8)
+    letter = room.put([*taken, elsewhere, taken[0][10:20]])
+    assert [start for start, _ in letter.spans] == [0, 1024, 1088, 10]
+    assert [part.tolist() for part in get(letter, loan.memory)] == [[1] * 1000, [2] * 50, [3] * 70, [1] * 10]
+    assert room.take(len(loan.memory)) is None
 
 
 def test_a_borrower_lets_go_of_files_whose_lender_has_ended(tmp_path: Path) -> None:
