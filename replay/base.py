@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from algorithms.schema import NARROW_COLUMNS, TRAJECTORY_SCHEMA
 from replay.groups import GroupSummary
-from replay.journal import BASE, JournalError, Record, map_file, numbered_path, record_at, sync_folder
+from replay.journal import BASE, JournalError, Record, map_file, numbered_path, record_at, sync_path
 from replay.moving import SYNC_S
 from replay.row_records import PlacedRows
 from replay.segments import SegmentWriter
@@ -86,7 +86,7 @@ def write_base(folder: Path, number: int, saved: Saved, places: Places, *, seque
         writer.discard()
         raise
     os.replace(writing, path)
-    sync_folder(folder)
+    sync_path(folder)
     return path
 
 

@@ -169,9 +169,9 @@ def record_at(data: memoryview, offset: int, path: Path) -> Record | str:
     return Record(sequence=sequence, meta=meta, body=payload[text_bytes:], path=path, offset=offset, end=end)
 
 
-def sync_folder(folder: Path) -> None:
-    """Ask the disk to hold a folder's names."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Ask the disk to hold a file, or a folder's names."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from replay.journal import sync_folder
+from replay.journal import sync_path
 
 PAGE = mmap.PAGESIZE
 DIRECT_FROM = 256 * 2**10  # bytes of a write: a direct one waits for the device, and small ones come from threads that mustn't
@@ -79,7 +79,7 @@ class JournalFile:
             return
         os.fsync(self._file)
         if not self._named:
-            sync_folder(self._path.parent)
+            sync_path(self._path.parent)
             self._named = True
 
     def close(self) -> None:

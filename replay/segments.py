@@ -15,7 +15,7 @@ from typing import Any
 
 import xxhash
 
-from replay.journal import CHECKSUM, FIELDS, HEADER_BYTES, MAGIC, OPEN, SEALED, numbered_path
+from replay.journal import CHECKSUM, FIELDS, HEADER_BYTES, MAGIC, OPEN, SEALED, numbered_path, sync_path
 from replay.journal_file import JournalFile
 
 ALIGNMENT = 64  # of a record's body: Arrow reads rows where they lie
@@ -279,9 +279,5 @@ def seal(path: Path, sealed: Path) -> None:
     Raises:
         OSError: when the disk doesn't take it.
     """
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_path(path)
     os.rename(path, sealed)

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from algorithms.schema import NARROW_COLUMNS, TRAJECTORY_SCHEMA, check_schema
+from replay.journal import sync_path
 from replay.storage import KNOWN_FIELDS, Storage
 
 FORMAT = 4
@@ -47,7 +48,7 @@ class Saved:
     waiting_serials: list[int]  # of each group's first row; the others follow
     next_serial: int  # above those of all rows
     images: Mapping[str, bytes]  # by SHA-256
-    state: dict[str, Any]  # the rest, what JSON can hold and dataclasses of it
+    state: dict[str, Any]  # the rest, what JSON can hold
 
 
 def write_snapshot(folder: str | os.PathLike[str], saved: Saved) -> None:
@@ -79,9 +80,9 @@ def write_snapshot(folder: str | os.PathLike[str], saved: Saved) -> None:
         text = _body_text(body)
         state_tmp.write_text(f'{{"format": {FORMAT}, "sha256": "{_text_digest(text)}", "body": {text}}}', encoding="utf-8")
         for path, name in (*files, (state_tmp, STATE_FILE)):
-            _sync(path)
+            sync_path(path)
             os.replace(path, target / name)
-            _sync(target)
+            sync_path(target)
     finally:
         for path in (rows_tmp, images_tmp, state_tmp):
             path.unlink(missing_ok=True)
@@ -206,12 +207,3 @@ def _text_digest(text: str) -> str:
 def _file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Ask the disk to hold a file, or a folder's names, before going on."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

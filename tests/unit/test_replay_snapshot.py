@@ -102,13 +102,13 @@ def test_a_write_that_fails_leaves_the_old_snapshot(fails_at, tmp_path, monkeypa
     step_of(buffer, 1)
     calls = []
 
-    def full_disk(path, sync=snapshot_module._sync):
+    def full_disk(path, sync=snapshot_module.sync_path):
         calls.append(path)
         if len(calls) == fails_at:
             raise OSError(28, "No space left on device")
         sync(path)
 
-    monkeypatch.setattr(snapshot_module, "_sync", full_disk)
+    monkeypatch.setattr(snapshot_module, "sync_path", full_disk)
     with pytest.raises(OSError, match="No space left"):
         buffer.snapshot(tmp_path)
     assert not list(tmp_path.glob(".*"))
