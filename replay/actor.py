@@ -31,7 +31,7 @@ from replay.drawn import Drawn, Sample
 from replay.durable import DurableReplay
 from replay.full_disk import when_there_is_room
 from replay.groups import InsertReceipt
-from replay.intake import Admitted, prepare
+from replay.intake import Admitted, Prepared, prepare
 from replay.lent import Borrower, LentMemoryError, Letter, Place, Room, get
 from replay.limiter import FreshGroupLimiter
 from replay.recovery import Recovery, is_journal
@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 DATA_CALLS = 1000  # at once; a waiting sample holds one, and inserts must always find another
 CONTROL_CALLS = 16
 COPIERS = 2  # threads that copy rows
+ROW_WRITERS = 2  # threads that write rows to the journal: one takes the checksum of what comes next while the other waits for the disk
 READ_AT_ONCE = 8 * 2**20  # bytes: copying fewer takes some milliseconds at most, and handing them to a thread costs as much as a part of it
 WRITE_AT_ONCE = 256 * 2**10  # bytes, for the same reason
 
@@ -77,6 +78,8 @@ class ReplayActor:
         self._borrower = Borrower()
         self._copiers = ThreadPoolExecutor(COPIERS, thread_name_prefix="replay-copier")
         self._writers = ThreadPoolExecutor(1, thread_name_prefix="replay-journal")
+        self._row_writers = ThreadPoolExecutor(ROW_WRITERS, thread_name_prefix="replay-rows")
+        self._last_insert: asyncio.Future[None] | None = None  # done when it has got to the door
         self._compacting: asyncio.Task[None] | None = None
         self._under_way = 0  # draws that were made, and whose rows are not in the archive yet
         self._limiter = FreshGroupLimiter(self._buffer)
@@ -121,8 +124,17 @@ class ReplayActor:
         if self._buffer.size >= self._config.min_size and self._buffer.ratio.never(inserts=rows):
             raise ValueError(f"{rows} trajectories in one insert are more than the error budget can ever let in: {self._buffer.ratio}")
         prepared = prepare(batch, images or {})  # before the door, so that it goes on beside the write of another insert
+        before, self._last_insert = self._last_insert, asyncio.get_running_loop().create_future()
+        passed = self._last_insert
 
         async def attempt() -> InsertReceipt:
+            nonlocal prepared
+            if prepared.written is None:
+                prepared = await self._write_rows(prepared)
+            if before is not None:  # inserts get to the door in the order in which they came
+                await asyncio.wait([before])
+            if not passed.done():
+                passed.set_result(None)
             async with self._limiter.room(
                 lambda: self._buffer.has_room(rows, prepared.num_bytes) and self._buffer.ratio.may_insert(rows, size=self._buffer.size),
                 num_trajectories=rows,
@@ -133,17 +145,36 @@ class ReplayActor:
                 await self._write(admitted)
                 receipt = self._buffer.add(admitted)
                 self._stats = self._buffer.stats()
-            self._compact_if_due()
             return receipt
 
-        return await when_there_is_room(attempt, deadline_s, f"{rows} trajectories")
+        try:
+            return await when_there_is_room(attempt, deadline_s, f"{rows} trajectories")
+        finally:
+            if not passed.done():
+                passed.set_result(None)
+            if isinstance(self._replay, DurableReplay):
+                self._replay.settle(prepared)
+            self._compact_if_due()
+
+    async def _write_rows(self, prepared: Prepared) -> Prepared:
+        """Bring rows into the journal, if there is one, beside anything else."""
+        replay = self._replay
+        if not isinstance(replay, DurableReplay) or not replay.writes_first(prepared):
+            return prepared
+        writing = asyncio.get_running_loop().run_in_executor(self._row_writers, replay.write_rows, prepared)
+        try:
+            await asyncio.wait([writing])
+        except asyncio.CancelledError:  # nobody waits for the rows any more, which are written all the same
+            writing.add_done_callback(lambda done: None if done.exception() else replay.settle(done.result()))
+            raise
+        return writing.result()
 
     async def _write(self, admitted: Admitted) -> None:
         """Bring an insert into the journal, if there is one, while the door is shut. Once begun, it goes on to its end."""
         replay = self._replay
         if not isinstance(replay, DurableReplay):
             return
-        if admitted.encoded.size <= WRITE_AT_ONCE:
+        if admitted.num_unwritten_bytes <= WRITE_AT_ONCE:
             replay.write(admitted)
             return
         writing = asyncio.get_running_loop().run_in_executor(self._writers, replay.write, admitted)

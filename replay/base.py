@@ -26,6 +26,7 @@ from replay.whereabouts import RUN, Places, serials_of
 
 FORMAT = 1
 WRITING = ".base.tmp"
+SUMMARIES_AT_ONCE = 512  # all 65,536 at once would keep other threads from running for a tenth of a second
 SUMMARY_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 SCHEMAS = {
     "rows": pa.schema([(name, pa.from_numpy_dtype(dtype)) for name, dtype in KNOWN_FIELDS.items()] + [("serial", pa.int64())]),
@@ -57,14 +58,17 @@ def write_base(folder: Path, number: int, saved: Saved, places: Places, *, seque
     state = dict(saved.state)
     storage, at = saved.storage, saved.storage.places
     arrived, known_groups = state.pop("arrived"), state.pop("known_groups")
-    summaries: Sequence[Sequence[Any]] = list(zip(*arrived, strict=True))
+    summaries: list[list[Any]] = [[] for _ in SCHEMAS["arrived"]]
+    for start in range(0, len(arrived), SUMMARIES_AT_ONCE):
+        for column, values in zip(summaries, zip(*arrived[start : start + SUMMARIES_AT_ONCE], strict=True), strict=True):
+            column += values
     columns: dict[str, Sequence[Any]] = {
         "rows": [storage.column(name)[at] for name in SCHEMAS["rows"].names],
         "waiting": [saved.waiting_serials, [rows.num_rows for rows in saved.waiting]],
         "runs": [np.ascontiguousarray(places.runs[name]) for name in SCHEMAS["runs"].names],
         "images": [list(places.images), *([at[part] for at in places.images.values()] for part in (0, 1))],
         "known_groups": [known_groups],
-        "arrived": summaries or [[] for _ in SCHEMAS["arrived"]],
+        "arrived": summaries,
     }
     body = [_message(SCHEMAS[name], values) for name, values in columns.items()]
     meta = {

@@ -188,10 +188,8 @@ class ReplayBuffer:
             self._consume_at_once(arrivals.summaries, self._intake.pass_on(admitted), shown)
             return receipt
         self._intake.queue(admitted)
-        if not self._plan.waits and waiting.ready:
-            groups = waiting.take(waiting.ready)
-            consumed = ConsumedRows.together(groups)
-            self._consume_at_once([group.summary for group in groups], consumed, image_hashes(consumed.rows))
+        if not self._plan.waits:
+            self._let_in(waiting.take(waiting.ready))
         return receipt
 
     def sample(self, **request: Any) -> Sample:
@@ -271,6 +269,12 @@ class ReplayBuffer:
     def count_duplicates(self, num_groups: int) -> None:
         """Count groups that came again, where they themselves aren't at hand any more."""
         self._counters.duplicate_groups += num_groups
+
+    def pass_over_missing(self) -> None:
+        """Let groups in that wait behind turns whose groups are lost, where no step has to consume them."""
+        waiting = self._intake.waiting
+        if not self._plan.waits:
+            self._let_in(waiting.take_through(waiting.end_turn))
 
     def consume(self, *, through_turn: int, policy_version: int | None) -> None:
         """Do to the rows what a step did whose draws can't be made again, because something before it was lost.
@@ -383,6 +387,12 @@ class ReplayBuffer:
         self._table.restore(state["table"])
         self._counters = Counters(**state["counters"])
         self._counters.evicted += self._table.make_room(self._intake.waiting.num_rows, self._intake.waiting.num_bytes)
+
+    def _let_in(self, groups: Sequence[WaitingGroup]) -> None:
+        """Move groups that waited into the table that no step has to consume."""
+        if groups:
+            consumed = ConsumedRows.together(groups)
+            self._consume_at_once([group.summary for group in groups], consumed, image_hashes(consumed.rows))
 
     def _consume_at_once(self, summaries: Sequence[GroupSummary], consumed: ConsumedRows, shown: Counter[str]) -> None:
         """Move groups into the table that no step has to consume."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,12 @@ from replay.again import LastDraw
 from replay.base import WRITING, write_base
 from replay.drawn import Drawn, Sample
 from replay.groups import InsertReceipt
-from replay.intake import Admitted, prepare
-from replay.journal import BASE, SEALED, is_sealed, numbered_files, numbered_path, segments
+from replay.intake import Admitted, Prepared, Written, prepare
+from replay.journal import BASE, ROWS, SEALED, is_sealed, numbered_files, numbered_path, segments, sync_path
 from replay.moving import MovedRows, move
 from replay.recovery import PRIORITIES_SCHEMA, Recovery
 from replay.requests import SampleRequest
+from replay.row_files import RowFiles
 from replay.row_records import encoded_rows, journal_files
 from replay.segments import Segments, seal
 from replay.snapshot import Saved
@@ -42,6 +43,7 @@ FILES_TO_HELD = 3  # bytes of the journal for each byte that the buffer holds be
 SPARE = 0.5  # and that the files may have too many for each byte of rows behind it: in between at least 1.5 times the buffer are written
 SEGMENTS_PER_BUFFER = 4  # a segment goes when all of its rows have left, so that a part of one is what rows leaving in turn hold too many
 MAX_SEGMENT_BYTES = 256 * 2**20  # of a large buffer
+ROWS_FIRST_BYTES = 256 * 2**10  # of rows that get a record of their own, before their command
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,7 @@ class Begun:
     sequence: int  # and of the first record there
     saved: Saved
     places: Places  # of the rows
+    before: dict[int, int]  # bytes of the files that don't change any more, and that nothing but the base may refer to
 
 
 class DurableReplay:
@@ -78,20 +81,29 @@ class DurableReplay:
         self.problems, self.buffer = recovered.problems, recovered.buffer
         self._last = recovered.last  # what was answered last, until the next draw
         self._whereabouts = recovered.whereabouts
-        self._tidy(max(numbered_files(self._folder, BASE), default=0), recovered.base_files)
+        self._tidy(max(numbered_files(self._folder, BASE), default=0), journal_files(self._folder).keys() - recovered.needed_files)
         start = {"kind": "start", "config": _plain(config), "seed": seed}
+        for path in numbered_files(self._folder, ROWS).values():
+            sync_path(path)
         for number, path in segments(self._folder).items():
             if not is_sealed(path):
                 seal(path, numbered_path(self._folder, SEALED, number))
+        self._ended = {number: path.stat().st_size for number, path in segments(self._folder).items()}
+        self._rows = RowFiles(self._folder)
         self._segments = Segments(
-            self._folder, number=recovered.last_segment + 1, sequence=recovered.sequence, sync_s=config.journal_sync_s, start=start
+            self._folder,
+            number=recovered.last_segment + 1,
+            sequence=recovered.sequence,
+            sync_s=config.journal_sync_s,
+            sync_before=self._rows.sync,
+            start=start,
         )
-        self._ended = {file: path.stat().st_size for file, path in journal_files(self._folder).items() if file <= recovered.last_segment}
 
     @property
     def wants_compaction(self) -> bool:
         """Whether the journal outweighs what it leads to by far."""
-        return sum(self._ended.values()) + self._segments.num_bytes > max(MIN_COMPACTION_BYTES, FILES_TO_HELD * self.buffer.num_bytes)
+        num_bytes = sum(self._ended.values()) + self._segments.num_bytes + self._rows.num_bytes
+        return num_bytes > max(MIN_COMPACTION_BYTES, FILES_TO_HELD * self.buffer.num_bytes)
 
     def insert(
         self, batch: pa.RecordBatch, turns: Mapping[str, int] | None = None, images: Mapping[str, bytes] | None = None
@@ -101,9 +113,42 @@ class DurableReplay:
         Raises:
             OSError: when the journal can't be written; nothing is inserted.
         """
-        admitted = self.buffer.admit(prepare(batch, images or {}), turns)
-        self.write(admitted)
+        prepared = self.write_rows(prepare(batch, images or {}))
+        try:
+            admitted = self.buffer.admit(prepared, turns)
+            self.write(admitted)
+        finally:
+            self.settle(prepared)
         return self.buffer.add(admitted)
+
+    def writes_first(self, prepared: Prepared) -> bool:
+        """Tell whether ``write_rows`` has something to do."""
+        return prepared.encoded.size >= ROWS_FIRST_BYTES
+
+    def write_rows(self, prepared: Prepared) -> Prepared:
+        """Write rows before it is known whether they may come in, if they are many bytes; in any thread, beside anything else.
+
+        Args:
+            prepared: of prepare.
+
+        Returns:
+            The same with their place in the journal, for ``settle``.
+
+        Raises:
+            OSError: when the journal can't be written.
+        """
+        if not self.writes_first(prepared):
+            return prepared
+        return dataclasses.replace(prepared, written=self._rows.write(prepared.encoded, file_bytes=self._file_bytes))
+
+    def settle(self, prepared: Prepared) -> None:
+        """Note that rows were inserted, or won't be.
+
+        Args:
+            prepared: of write_rows, once.
+        """
+        if prepared.written is not None:
+            self._rows.settle(prepared.written)
 
     def write(self, admitted: Admitted) -> None:
         """Write what was admitted to the journal, in any thread, while nothing else changes; buffer.add is to follow, whatever happens.
@@ -112,14 +157,17 @@ class DurableReplay:
             OSError: when the journal can't be written; nothing may be inserted then.
         """
         names = [summary.group_id for summary in admitted.arrivals.summaries]
-        rows, body = encoded_rows(admitted.encoded, admitted.images)
+        written = admitted.written
+        rows, body = encoded_rows(admitted.encoded if written is None else None, admitted.images)
         meta = {"turns": dict(zip(names, admitted.turns, strict=True)), "duplicates": admitted.arrivals.duplicate_groups, **rows}
+        if written is not None:
+            meta["at"] = [written.file, written.offset]
         if self._segments.num_bytes > self._file_bytes and self._segments.may_rotate:
             self._rotate()
         file, offset = self._append("insert", meta, body)
-        self._whereabouts.add(
-            serial=self.buffer.next_serial, length=len(admitted.arrivals.rows), images=admitted.images, file=file, offset=offset
-        )
+        at = written or Written(file=file, offset=offset)
+        self._whereabouts.add(serial=self.buffer.next_serial, length=len(admitted.arrivals.rows), file=at.file, offset=at.offset)
+        self._whereabouts.add_images(admitted.images, file=file, offset=offset)
 
     def sample(self, *, request_id: str | None = None, **request: Any) -> Sample:
         """See ReplayBuffer.sample.
@@ -189,7 +237,13 @@ class DurableReplay:
         """
         saved, sequence = self.buffer.capture(), self._segments.sequence
         self._rotate()  # on a full disk the former stays
-        begun = Begun(number=self._segments.number, sequence=sequence, saved=saved, places=self._whereabouts.places())
+        begun = Begun(
+            number=self._segments.number,
+            sequence=sequence,
+            saved=saved,
+            places=self._whereabouts.places(),
+            before={**self._ended, **self._rows.settled()},
+        )
         if self._last is not None:  # the base is behind it, and whoever asked may not have its answer yet
             self._append("drawn", *self._last.encoded())
         return begun
@@ -203,21 +257,23 @@ class DurableReplay:
         Raises:
             OSError: when it can't be written; the old files stay.
         """
-        self._segments.wait_sealed()  # a base is not before what it refers to
-        before = {file: num_bytes for file, num_bytes in list(self._ended.items()) if file < begun.number}
-        moved = MovedRows(self._folder, file_bytes=self._file_bytes)
+        moved = MovedRows(self._folder, self._rows.take_number, file_bytes=self._file_bytes)
         try:
-            places = move(begun.saved, begun.places, before, moved, spare=SPARE, least_spare=MIN_COMPACTION_BYTES // 2)
+            places = move(begun.saved, begun.places, begun.before, moved, spare=SPARE, least_spare=MIN_COMPACTION_BYTES // 2)
             moved.close()
+            self._segments.wait_sealed()  # a base is not before what it refers to
+            self._rows.sync()
             write_base(self._folder, begun.number, begun.saved, places, sequence=begun.sequence)
         except OSError:
             moved.discard()
             raise
         self._whereabouts.settle(places)
-        self._ended |= moved.sizes
-        self._tidy(begun.number, places.files)
-        for file in before.keys() - places.files:
-            del self._ended[file]
+        self._rows.add(moved.sizes)
+        unneeded = begun.before.keys() - places.files
+        self._tidy(begun.number, unneeded)
+        self._rows.forget(unneeded)
+        for file in unneeded:
+            self._ended.pop(file, None)
 
     def sync(self) -> None:
         """Bring everything to the disk; in any thread."""
@@ -226,6 +282,7 @@ class DurableReplay:
     def close(self) -> None:
         """Bring everything to the disk and end."""
         self._segments.close()
+        self._rows.close()
 
     @property
     def _file_bytes(self) -> int:
@@ -244,15 +301,15 @@ class DurableReplay:
         self._draw_log = xxhash.xxh3_64()
         self._ended[number] = num_bytes
 
-    def _tidy(self, number: int, needed: set[int]) -> None:
+    def _tidy(self, number: int, unneeded: Collection[int]) -> None:
         """Delete what a base has taken the place of, and what a process left that ended within writing one.
 
         Args:
             number: of the segment that follows the base; 0: there is none.
-            needed: files that the base refers to.
+            unneeded: files that nothing refers to, if they aren't of that segment or a later one.
         """
         for file, path in journal_files(self._folder).items():
-            if file < number and file not in needed:
+            if file < number and file in unneeded:
                 path.unlink()
         for other, path in numbered_files(self._folder, BASE).items():
             if other != number:

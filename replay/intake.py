@@ -15,9 +15,19 @@ import pyarrow as pa
 from algorithms.schema import TRAJECTORY_SCHEMA
 from replay.groups import Arrivals, GroupSummary, read_arrivals, take_rows
 from replay.images import check_images
+from replay.pages import PagePool, encoded_in_pages
 from replay.waiting import ConsumedRows, WaitingGroup, WaitingGroups
 
 REMEMBERED_GROUPS = 65536  # ids kept to recognise a retried insert, which follows the first within minutes
+_PAGES = PagePool()  # of the process, as an allocator is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """A record of a journal."""
+
+    file: int  # see whereabouts
+    offset: int  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +38,17 @@ class Prepared:
     encoded: pa.Buffer  # the rows as one Arrow IPC message, which owns their memory
     rows: pa.RecordBatch  # the same, group by group; they share the message's memory
     images: Mapping[str, bytes]  # by SHA-256, those that come with the rows
+    written: Written | None = None  # where a journal holds the message already
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the rows and of the images."""
         return self.encoded.size + sum(map(len, self.images.values()))
+
+    @property
+    def num_unwritten_bytes(self) -> int:
+        """Of them, those that no journal holds yet."""
+        return self.num_bytes if self.written is None else self.num_bytes - self.encoded.size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +77,7 @@ def prepare(batch: pa.RecordBatch, images: Mapping[str, bytes]) -> Prepared:
 
 def _prepared(batch: pa.RecordBatch, arrivals: Arrivals, images: Mapping[str, bytes]) -> Prepared:
     # a copy: the batch may lie in the object store, and rows that stay here for long must not pin it
-    encoded = take_rows(batch, arrivals.rows).serialize()
+    encoded = encoded_in_pages(take_rows(batch, arrivals.rows), _PAGES)
     return Prepared(arrivals=arrivals, encoded=encoded, rows=pa.ipc.read_record_batch(encoded, TRAJECTORY_SCHEMA), images=images)
 
 

@@ -129,7 +129,7 @@ def read_segment(path: Path, *, last: bool, strict: bool = True, problems: list[
             yield found
             offset = found.end
             continue
-        if last and _is_torn(data, offset):
+        if last and is_torn(data, offset):
             os.truncate(path, offset)
             return
         if strict:
@@ -169,17 +169,16 @@ def record_at(data: memoryview, offset: int, path: Path) -> Record | str:
     return Record(sequence=sequence, meta=meta, body=payload[text_bytes:], path=path, offset=offset, end=end)
 
 
-def sync_path(path: Path) -> None:
-    """Ask the disk to hold a file, or a folder's names."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def is_torn(data: memoryview, offset: int) -> bool:
+    """Tell a record that was being written from one that is damaged.
 
+    Args:
+        data: of the file.
+        offset: where the record would begin; may be past the end.
 
-def _is_torn(data: memoryview, offset: int) -> bool:
-    """Whether the rest is a record that was being written: a part of one, or places that the disk never filled."""
+    Returns:
+        Whether what is there is a part of a record and nothing else, or places that the disk never filled.
+    """
     rest = data[offset:]
     if len(rest) < HEADER_BYTES:
         return MAGIC.startswith(bytes(rest[:4])) or not any(rest)
@@ -188,6 +187,15 @@ def _is_torn(data: memoryview, offset: int) -> bool:
         magic, _, _, text_bytes, body_bytes, _ = FIELDS.unpack(fields)
         return bool(magic == MAGIC and HEADER_BYTES + text_bytes + body_bytes > len(rest))
     return not any(rest)
+
+
+def sync_path(path: Path) -> None:
+    """Ask the disk to hold a file, or a folder's names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _next_record(data: memoryview, offset: int, path: Path) -> int:

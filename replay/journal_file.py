@@ -17,11 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from replay.journal import sync_path
+from replay.pages import PAGE
 
-PAGE = mmap.PAGESIZE
 DIRECT_FROM = 256 * 2**10  # bytes of a write: a direct one waits for the device, and small ones come from threads that mustn't
 PIECE = 4 * 2**20  # bytes that go to the device at once, from memory that begins with a page; smaller ones wait for it more often
 WRITEV_BUFFERS = 512  # at once; the system's limit is 1024
+
+_NOTHING = memoryview(b"")
 
 
 class JournalFile:
@@ -104,35 +106,39 @@ class JournalFile:
         return self._may_be_direct
 
     def _write_directly(self, views: list[memoryview], offset: int) -> None:
-        """Write whole pages from aligned memory."""
+        """Write whole pages from aligned memory: what isn't is copied there first."""
         if self._piece is None:
             self._piece = mmap.mmap(-1, PIECE)
         room, filled = np.frombuffer(self._piece, np.uint8), 0
         for view in views:
             while len(view):
-                part = view[: PIECE - filled]
-                np.copyto(room[filled : filled + len(part)], np.frombuffer(part, np.uint8))  # without the lock of the interpreter
-                view, filled = view[len(part) :], filled + len(part)
+                if filled % PAGE == 0 and (part := _aligned(view)):
+                    offset, filled = self._flush(filled, offset, part), 0
+                else:
+                    part = view[: PIECE - filled]
+                    np.copyto(room[filled : filled + len(part)], np.frombuffer(part, np.uint8))  # without the lock of the interpreter
+                    filled += len(part)
+                view = view[len(part) :]
                 if filled == PIECE:
-                    self._flush(filled, offset)
-                    offset, filled = offset + filled, 0
+                    offset, filled = self._flush(filled, offset), 0
         self._flush(filled, offset)
 
-    def _flush(self, num_bytes: int, offset: int) -> None:
-        """Write the beginning of the aligned memory."""
+    def _flush(self, num_bytes: int, offset: int, aligned: memoryview = _NOTHING) -> int:
+        """Write the beginning of the aligned memory, and whole pages that lie elsewhere; where they end."""
         assert self._piece is not None
         with memoryview(self._piece) as piece:
-            pending = piece[:num_bytes]
-            if self._may_be_direct and num_bytes:
+            pending, end = [piece[:num_bytes], aligned], offset + num_bytes + len(aligned)
+            if self._may_be_direct and end > offset:
                 assert self._direct is not None
                 try:
-                    written = os.pwrite(self._direct, pending, offset)
+                    written = os.pwritev(self._direct, pending, offset)
                 except OSError as error:
                     if error.errno != errno.EINVAL:  # the device wants larger blocks than pages
                         raise
                     self._may_be_direct, written = False, 0
-                pending, offset = pending[written:], offset + written
-            self._write([pending], offset)  # a direct write comes short when the disk is full, and then this one says so
+                pending, offset = _cut(pending, written, end - offset), offset + written
+            self._write(pending, offset)  # a direct write comes short when the disk is full, and then this one says so
+            return end
 
     def _write(self, views: Sequence[memoryview], offset: int) -> None:
         pending = [view for view in views if len(view)]
@@ -153,3 +159,9 @@ def _cut(views: Sequence[memoryview], start: int, end: int) -> list[memoryview]:
             found.append(part)
         start, end = start - len(view), end - len(view)
     return found
+
+
+def _aligned(view: memoryview) -> memoryview:
+    """The whole pages at the beginning of a buffer, if it begins with a page."""
+    begins = len(view) >= PAGE and np.frombuffer(view, np.uint8).ctypes.data % PAGE == 0
+    return view[: len(view) // PAGE * PAGE] if begins else _NOTHING

@@ -7,14 +7,14 @@ files are emptied until the rest is small enough.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from replay.journal import ROWS, numbered_files, numbered_path
+from replay.journal import ROWS, numbered_path
 from replay.row_records import encoded_rows
 from replay.segments import SegmentWriter
 from replay.snapshot import Saved
@@ -50,15 +50,17 @@ class MovedRows:
 
     Args:
         folder: of the journal.
+        take_number: gives the number of the next file.
         file_bytes: of a file, about.
     """
 
-    def __init__(self, folder: Path, *, file_bytes: int) -> None:
+    def __init__(self, folder: Path, take_number: Callable[[], int], *, file_bytes: int) -> None:
         self._folder = folder
+        self._take_number = take_number
         self._file_bytes = file_bytes
-        self._number = max(numbered_files(folder, ROWS), default=-1)
         self._writer: SegmentWriter | None = None
-        self._written: list[Path] = []
+        self._name = 0  # what stands for its file in a run
+        self._written: dict[int, Path] = {}  # by what stands for them in a run
         self._runs = [np.empty(0, RUN)]
         self._images: dict[str, tuple[int, int]] = {}
 
@@ -81,18 +83,19 @@ class MovedRows:
         """
         if self._writer is None or self._writer.num_bytes >= self._file_bytes:
             self.close()
-            self._number += 1
-            self._written.append(numbered_path(self._folder, ROWS, self._number))
-            self._writer = SegmentWriter(self._written[-1], sequence=0, sync_s=SYNC_S)
+            number = self._take_number()
+            self._name = of_rows(number)
+            self._written[self._name] = numbered_path(self._folder, ROWS, number)
+            self._writer = SegmentWriter(self._written[self._name], sequence=0, sync_s=SYNC_S)
         meta, body = encoded_rows(rows.serialize() if rows is not None else None, images)
         offset = self._writer.append({"kind": "rows", **meta}, body)
-        self._runs.append(runs_of(serials, file=of_rows(self._number), offset=offset))
-        self._images |= dict.fromkeys(images, (of_rows(self._number), offset))
+        self._runs.append(runs_of(serials, file=self._name, offset=offset))
+        self._images |= dict.fromkeys(images, (self._name, offset))
 
     @property
     def sizes(self) -> dict[int, int]:
         """Bytes of the files, by what stands for them in a run; once they are closed."""
-        return {of_rows(self._number - i): path.stat().st_size for i, path in enumerate(reversed(self._written))}
+        return {name: path.stat().st_size for name, path in self._written.items()}
 
     def close(self) -> None:
         """Bring everything to the disk.
@@ -109,7 +112,7 @@ class MovedRows:
         if self._writer is not None:
             self._writer.discard()
             self._writer = None
-        for path in self._written:
+        for path in self._written.values():
             path.unlink(missing_ok=True)
 
 
@@ -117,9 +120,9 @@ def move(saved: Saved, places: Places, sizes: Mapping[int, int], moved: MovedRow
     """Copy forward what lies nowhere yet, and what lies in files that are too empty.
 
     Args:
-        saved: a buffer's state.
+        saved: a buffer's state; rows that aren't copied can't be read from it any more, so that those which leave meanwhile free memory.
         places: of its rows; may tell those of others as well.
-        sizes: of the files, bytes.
+        sizes: of the files that may be emptied, bytes; rows in others stay where they are.
         moved: takes the copies.
         spare: bytes of the files beyond those of the rows, for each byte of the rows, that needn't be won back,
         least_spare: nor so many in any case.
@@ -141,12 +144,15 @@ def move(saved: Saved, places: Places, sizes: Mapping[int, int], moved: MovedRow
     live = dict.fromkeys(sizes, 0.0)
     files, inverse = np.unique(places.runs["file"][which[which >= 0]], return_inverse=True)
     for file, num_bytes in zip(files.tolist(), np.bincount(inverse, needed[which >= 0]).tolist(), strict=True):
-        live[file] += num_bytes
+        if file in sizes:
+            live[file] += num_bytes
     for name, (file, _) in images.items():
-        live[file] += len(saved.images[name])
+        if file in sizes:
+            live[file] += len(saved.images[name])
     emptied = files_to_empty(sizes, live, allowed=sum(live.values()) + max(spare * sum(live.values()), least_spare))
     leaving = np.isin(places.runs["file"], list(emptied))
     moves = (which < 0) | np.append(leaving, False)[which]
+    storage.keep_only(at[moves[: len(at)]])
     for rows, numbers in _moving(saved, at[moves[: len(at)]], moves[len(at) :]):
         moved.write(rows, numbers, {})
     for name in sorted(saved.images):

@@ -22,7 +22,7 @@ from replay.buffer import ReplayBuffer
 from replay.intake import prepare
 from replay.journal import BASE, JournalError, Record, is_sealed, numbered_files, read_segment, segments
 from replay.requests import SampleRequest
-from replay.row_records import images_in, rows_in
+from replay.row_records import RecordReader, images_in, rows_in
 from replay.snapshot import Saved
 from replay.whereabouts import Whereabouts
 
@@ -58,7 +58,8 @@ class Recovery:
         self.sequence = 0  # of the next record
         self.last: LastDraw | None = None  # the last draw, if it had an id
         self.whereabouts = Whereabouts()
-        self.base_files: set[int] = set()  # what the base refers to
+        self.needed_files: set[int] = set()  # what the base and the segments behind it refer to
+        self._records = RecordReader(self._folder)
         self.buffer = ReplayBuffer(config, seed=seed)
         self.last_segment = self._read()
 
@@ -74,13 +75,15 @@ class Recovery:
         saved = None
         if bases:
             saved, places, self.sequence = read_base(bases[first], refuse=self._refuse)
-            self.base_files = places.files
+            self.needed_files = places.files
             self.whereabouts = Whereabouts(places)
         numbers = [number for number in paths if number >= first]
         if numbers != list(range(first, first + len(numbers))) or (bases and not numbers):
             missing = sorted(set(range(first, max(numbers, default=first) + 1)) - set(numbers))
             self._refuse(f"{self._folder} has no segment {missing[:3]}, though it has later ones or a base that needs it")
         replaying = self._redo_segments({number: paths[number] for number in numbers}, saved)
+        if replaying is not None and self.problems:
+            replaying.pass_over_missing()
         if replaying is None and saved is not None:
             self.buffer.load(saved)
         elif replaying is not None and replaying.config == self._config:
@@ -103,6 +106,10 @@ class Recovery:
                         return replaying
                     self._refuse(f"{record.where} is record {record.sequence}, {self.sequence} was expected")
                     damaged = True
+                if not is_sealed(path) and self._rows_never_written(record):
+                    os.truncate(path, record.offset)
+                    self._cut_off([path for other, path in paths.items() if other > number])
+                    return replaying
                 self.sequence = record.sequence + 1
                 if record.meta["kind"] == "start":
                     self._draw_log = xxhash.xxh3_64()
@@ -158,14 +165,26 @@ class Recovery:
             self._refuse(f"{record.where} can't be done again: {error}")
 
     def _redo_insert(self, buffer: ReplayBuffer, record: Record, number: int) -> None:
-        rows = rows_in(record)
+        file, offset = record.meta.get("at", (number, record.offset))
+        self.needed_files.add(file)
+        holding = record if "at" not in record.meta else self._records.at(file, offset)
+        if isinstance(holding, str):
+            self._refuse(f"{holding}, where rows of {record.where} lie")
+            return
+        rows = rows_in(holding)
         admitted = buffer.admit(prepare(rows, images_in(record)), record.meta["turns"])
         whole = len(admitted.arrivals.rows) == rows.num_rows  # else, behind damage, not all groups are new: the next base copies them
-        self.whereabouts.add(
-            serial=buffer.next_serial, length=rows.num_rows if whole else 0, images=admitted.images, file=number, offset=record.offset
-        )
+        self.whereabouts.add(serial=buffer.next_serial, length=rows.num_rows if whole else 0, file=file, offset=offset)
+        self.whereabouts.add_images(admitted.images, file=number, offset=record.offset)
         buffer.add(admitted)
         buffer.count_duplicates(record.meta["duplicates"])
+
+    def _rows_never_written(self, record: Record) -> bool:
+        """Whether a record reached the disk before the rows that it is about: the machine lost power within one fsync."""
+        lost = "at" in record.meta and self._records.never_written(*record.meta["at"])
+        if lost:
+            logger.warning("%s and what follows are given up: the machine stopped before the disk held its rows", record.where)
+        return lost
 
     def _refuse(self, problem: str) -> None:
         if self._strict:

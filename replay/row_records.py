@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from algorithms.schema import TRAJECTORY_SCHEMA
-from replay.journal import OPEN, ROWS, Record, map_file, numbered_files, numbered_path, record_at, segments
+from replay.journal import OPEN, ROWS, Record, is_torn, map_file, numbered_files, numbered_path, record_at, segments
 from replay.whereabouts import Places, of_rows
 
 
@@ -71,9 +71,8 @@ class PlacedRows:
         self._places = places
         self._refuse = refuse
         self._folder = folder
-        self._paths = journal_files(folder)
+        self._records = RecordReader(folder)
         self._missing: set[int] = set()
-        self._files: dict[int, memoryview] = {}
         self._messages: dict[tuple[int, int], memoryview | None] = {}  # rows of the records that are sound
 
     def sound(self, serials: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -140,19 +139,65 @@ class PlacedRows:
         return self._messages[at] is not None
 
     def _record(self, file: int, offset: int) -> Record | None:
-        path = self._paths.get(file)
-        if path is None:
-            if file not in self._missing:
-                self._refuse(f"{self._folder} has no {name_of(file)}, where rows of its base lie")
-            self._missing.add(file)
-            return None
-        if file not in self._files:
-            self._files[file] = map_file(path)
-        found = record_at(self._files[file], offset, path)
+        found = self._records.at(file, offset)
         if isinstance(found, Record):
             return found
-        self._refuse(f"{path} is damaged at byte {offset}, where rows of the base lie: {found}")
+        if file not in self._missing:
+            self._refuse(f"{found}, where rows of its base lie")
+        if not self._records.has(file):
+            self._missing.add(file)
         return None
+
+
+class RecordReader:
+    """Reads a journal's records by their places.
+
+    Args:
+        folder: of the journal.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._paths = journal_files(folder)
+        self._mapped: dict[int, memoryview] = {}
+
+    def has(self, file: int) -> bool:
+        """Tell whether a file is there.
+
+        Args:
+            file: what stands for it in a run.
+        """
+        return file in self._paths
+
+    def at(self, file: int, offset: int) -> Record | str:
+        """Read a record.
+
+        Args:
+            file: that it's in, what stands for it in a run.
+            offset: where it begins.
+
+        Returns:
+            The record, or what is wrong, a sentence's beginning with file and offset.
+        """
+        if not self.has(file):
+            return f"{self._folder} has no {name_of(file)}"
+        path = self._paths[file]
+        found = record_at(self._data(file), offset, path)
+        return found if isinstance(found, Record) else f"{path} is damaged at byte {offset} ({found})"
+
+    def never_written(self, file: int, offset: int) -> bool:
+        """Tell a record that the disk never got from one that is damaged.
+
+        Args:
+            file: that it would be in, what stands for it in a run.
+            offset: where it would begin.
+        """
+        return not self.has(file) or is_torn(self._data(file), offset)
+
+    def _data(self, file: int) -> memoryview:
+        if file not in self._mapped:
+            self._mapped[file] = map_file(self._paths[file])
+        return self._mapped[file]
 
 
 def name_of(file: int) -> str:

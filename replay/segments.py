@@ -5,20 +5,15 @@ Owns the files while they are written, fsync and its order. Must not know what a
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
-from replay.journal import CHECKSUM, FIELDS, HEADER_BYTES, MAGIC, OPEN, SEALED, numbered_path, sync_path
-from replay.journal_file import JournalFile
-
-ALIGNMENT = 64  # of a record's body: Arrow reads rows where they lie
+from replay.journal import OPEN, SEALED, numbered_path, sync_path
+from replay.record_file import RecordFile
 
 
 class SegmentWriter:
@@ -31,26 +26,30 @@ class SegmentWriter:
         path: made; it must not exist.
         sequence: of the first record.
         sync_s: longest time until the disk itself holds a record.
+        sync_before: brings to the disk what the records refer to, in any thread.
     """
 
-    def __init__(self, path: Path, *, sequence: int, sync_s: float) -> None:
+    def __init__(self, path: Path, *, sequence: int, sync_s: float, sync_before: Callable[[], None] = lambda: None) -> None:
         self.path = path
-        self.sequence = sequence
         self._sync_s = sync_s
-        self._file = JournalFile(path)
-        self._size = 0
+        self._sync_before = sync_before
+        self._file = RecordFile(path, sequence=sequence)
         self._on_disk = threading.Lock()  # one brings the file to the disk, or closes it, at a time
         self._dirty = threading.Event()
         self._ending = threading.Event()
         self._sealed_path: Path | None = None  # to be had when all is on the disk
-        self._failure: OSError | None = None
         self._syncing = threading.Thread(target=self._sync_often, name="journal-sync", daemon=True)
         self._syncing.start()
 
     @property
     def num_bytes(self) -> int:
         """Of the file."""
-        return self._size
+        return self._file.num_bytes
+
+    @property
+    def sequence(self) -> int:
+        """Of the next record."""
+        return self._file.sequence
 
     @property
     def is_busy(self) -> bool:
@@ -58,48 +57,12 @@ class SegmentWriter:
         return self._syncing.is_alive()
 
     def check(self) -> None:
-        """Refuse to go on after a failure.
-
-        Raises:
-            OSError: when the disk didn't take what was written before.
-        """
-        if self._failure is not None:
-            raise OSError(self._failure.errno, f"{self.path} can't be relied on any more: {self._failure.strerror}")
+        """Refuse to go on after a failure; see RecordFile.check."""
+        self._file.check()
 
     def append(self, meta: dict[str, Any], body: Sequence[Any] = ()) -> int:
-        """Write a record, whole or not at all.
-
-        Args:
-            meta: what JSON can hold.
-            body: buffers, written one behind the other.
-
-        Returns:
-            Where in the file it begins.
-
-        Raises:
-            OSError: when the disk is full or can't be written, now or at an earlier fsync; the file is as before.
-        """
-        self.check()
-        offset = self._size
-        text = json.dumps(meta).encode()
-        text += b" " * (-(offset + HEADER_BYTES + len(text)) % ALIGNMENT)
-        digest = xxhash.xxh3_64(text)
-        views = [memoryview(part).cast("B") for part in body]
-        for view in views:
-            digest.update(view)
-        body_bytes = sum(map(len, views))
-        fields = FIELDS.pack(MAGIC, 0, self.sequence, len(text), body_bytes, digest.intdigest())
-        header = fields + CHECKSUM.pack(xxhash.xxh3_64_intdigest(fields))
-        try:
-            self._file.write([memoryview(header), memoryview(text), *views], offset)
-        except OSError as error:
-            try:
-                self._file.truncate(offset)
-            except OSError as second:  # what was written of the record stays, so nothing may follow it
-                self._failure = second
-            raise OSError(error.errno, f"{self.path} can't be written: {error.strerror}") from error
-        self._size += HEADER_BYTES + len(text) + body_bytes
-        self.sequence += 1
+        """Write a record; see RecordFile.append."""
+        offset = self._file.append(meta, body)
         self._dirty.set()
         return offset
 
@@ -110,6 +73,7 @@ class SegmentWriter:
             OSError: when the disk doesn't take it.
         """
         with self._on_disk:
+            self._sync_before()
             self._file.sync()
 
     def seal(self, path: Path) -> None:
@@ -165,13 +129,14 @@ class SegmentWriter:
                 begin = time.monotonic()
                 self._dirty.clear()
                 self.sync()
-                self._ending.wait(max(0.0, self._sync_s / 2 - (time.monotonic() - begin)))
+                took = time.monotonic() - begin  # the next one takes no more than twice as long, or half of the time is left for it
+                self._ending.wait(max(self._sync_s / 2, self._sync_s - 2 * took) - took)
             if self._sealed_path is not None:
                 self.sync()
                 self._close()
                 os.rename(self.path, self._sealed_path)
         except OSError as error:
-            self._failure = error
+            self._file.fail(error)
 
 
 class Segments:
@@ -184,15 +149,19 @@ class Segments:
         number: of the first segment.
         sequence: of the first record.
         sync_s: see SegmentWriter.
+        sync_before: see SegmentWriter.
         start: the first record of each segment, what JSON can hold.
 
     Raises:
         OSError: when it can't be written.
     """
 
-    def __init__(self, folder: Path, *, number: int, sequence: int, sync_s: float, start: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, *, number: int, sequence: int, sync_s: float, sync_before: Callable[[], None], start: dict[str, Any]
+    ) -> None:
         self._folder = folder
         self._sync_s = sync_s
+        self._sync_before = sync_before
         self._start = start
         self._ending: SegmentWriter | None = None
         self._writer = self._open(number, sequence)
@@ -260,7 +229,8 @@ class Segments:
         self._writer.close()
 
     def _open(self, number: int, sequence: int) -> SegmentWriter:
-        writer = SegmentWriter(numbered_path(self._folder, OPEN, number), sequence=sequence, sync_s=self._sync_s)
+        path = numbered_path(self._folder, OPEN, number)
+        writer = SegmentWriter(path, sequence=sequence, sync_s=self._sync_s, sync_before=self._sync_before)
         try:
             writer.append(self._start)
         except OSError:

@@ -296,6 +296,15 @@ class Storage:
             self._repack()
         return len(places)
 
+    def keep_only(self, places: NDArray[np.int64]) -> None:
+        """Let go of the memory of rows that nobody will read any more; what is known of them stays. For a frozen copy.
+
+        Args:
+            places: [K] of the rows that can still be read, in any order.
+        """
+        needed = set(np.unique(self._columns["batch"][places]).tolist())
+        self._batches = {number: batch for number, batch in self._batches.items() if number in needed}
+
     def frozen_copy(self) -> Storage:
         """Copy what can change and share the batches, which can't: cheap, and safe to read in another thread."""
         copy = Storage(self.schema, self._narrow)

@@ -26,7 +26,7 @@ RUN = np.dtype(
 
 
 def of_rows(number: int) -> int:
-    """Number a file of moved rows so that it differs from every segment, which is numbered as it is.
+    """Number a file of rows alone so that it differs from every segment, which is numbered as it is.
 
     Args:
         number: of the file.
@@ -78,18 +78,26 @@ class Whereabouts:
         self._new_runs: list[tuple[int, int, int, int, int]] = []
         self._new_images: dict[str, tuple[int, int]] = {}
 
-    def add(self, *, serial: int, length: int, images: Iterable[str], file: int, offset: int) -> None:
-        """Note what a record holds.
+    def add(self, *, serial: int, length: int, file: int, offset: int) -> None:
+        """Note the rows that a record holds.
 
         Args:
             serial: of its first row; the others follow. Above all that were there.
             length: its rows.
-            images: by SHA-256, those whose bytes it holds.
             file: that it's in.
             offset: where it begins.
         """
         if length:
             self._new_runs.append((serial, length, file, offset, 0))
+
+    def add_images(self, images: Iterable[str], *, file: int, offset: int) -> None:
+        """Note the images that a record holds.
+
+        Args:
+            images: by SHA-256.
+            file: that it's in.
+            offset: where it begins.
+        """
         self._new_images.update(dict.fromkeys(images, (file, offset)))
 
     def places(self) -> Places:

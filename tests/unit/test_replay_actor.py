@@ -153,3 +153,73 @@ def test_a_restore_waits_for_the_base_that_is_being_written(tmp_path, monkeypatc
     again = DurableReplay(ReplayConfig(mode=ReplayMode.prioritized, max_trajectories=16), seed=0, folder=tmp_path / "journal")
     assert again.buffer.stats()["groups_inserted"] == 3 and len(again.buffer) == 12
     again.close()
+
+
+def slow_rows(monkeypatch):
+    """Make the rows' writes wait for a sign."""
+    monkeypatch.setattr("replay.durable.ROWS_FIRST_BYTES", 4_000)  # batches of two groups
+    begun, go_on, write = threading.Event(), threading.Event(), DurableReplay.write_rows
+
+    def slow(replay, prepared):
+        begun.set()
+        assert go_on.wait(30)
+        return write(replay, prepared)
+
+    monkeypatch.setattr(DurableReplay, "write_rows", slow)
+    return begun, go_on
+
+
+def test_rows_are_written_beside_other_calls_and_inserts_keep_their_order(tmp_path, monkeypatch):
+    begun, go_on = slow_rows(monkeypatch)
+
+    async def main():
+        actor = start(tmp_path)
+        await actor.insert(batch_of("p0"))
+        large = asyncio.ensure_future(actor.insert(batch_of("p1", "p2")))
+        assert await asyncio.to_thread(begun.wait, 30)
+        small = asyncio.ensure_future(actor.insert(batch_of("p3")))
+        await asyncio.wait_for(actor.sample(batch_size=4), 10)  # the door isn't shut
+        await asyncio.sleep(0.05)
+        assert not large.done() and not small.done()
+        go_on.set()
+        await asyncio.gather(large, small)
+        storage = actor._buffer.capture().storage
+        actor._replay.close()
+        return storage.gather(storage.places).column("prompt_id").to_pylist()[::4]
+
+    assert asyncio.run(main()) == ["p0", "p1", "p2", "p3"]
+    again = DurableReplay(ReplayConfig(mode=ReplayMode.prioritized), seed=0, folder=tmp_path)
+    assert len(again.buffer) == 16
+    again.close()
+
+
+@pytest.mark.parametrize("ending", ["cancelled", "late"])
+def test_rows_that_do_not_come_in_hold_up_nothing(tmp_path, monkeypatch, ending):
+    monkeypatch.setattr("replay.durable.MIN_COMPACTION_BYTES", 4)
+    begun, go_on = slow_rows(monkeypatch)
+
+    async def main():
+        actor = start(tmp_path, mode=ReplayMode.fresh, max_trajectories=10)
+        await actor.insert(batch_of("p0"))
+        inserting = asyncio.ensure_future(actor.insert(batch_of("p1", "p2"), timeout_s=0.05))
+        assert await asyncio.to_thread(begun.wait, 30)
+        if ending == "cancelled":
+            inserting.cancel()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError if ending == "cancelled" else TimeoutError):
+            await inserting
+        while actor._replay._rows.num_bytes and not actor._replay._rows.settled():
+            await asyncio.sleep(0.01)
+        await asyncio.wait_for(actor.insert(batch_of("p3")), 10)
+        for _ in range(2):  # a base may have been begun before the rows were given up
+            while actor._compacting is not None:
+                await asyncio.sleep(0.01)
+            actor._compact_if_due()
+        await actor._compacting
+        actor._replay.close()
+
+    asyncio.run(main())
+    assert not (tmp_path / "rows-00000000.journal").exists()  # a base has won their room back
+    again = DurableReplay(ReplayConfig(mode=ReplayMode.fresh, max_trajectories=10), seed=0, folder=tmp_path)
+    assert again.buffer.stats()["groups_inserted"] == 2
+    again.close()

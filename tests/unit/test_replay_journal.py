@@ -58,6 +58,12 @@ def files(folder):
 # -- the draws after a restart ---------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def rows_first(monkeypatch):
+    """Whatever comes is written before it's known whether it may come in, as large inserts are."""
+    monkeypatch.setattr(durable_module, "ROWS_FIRST_BYTES", 0)
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("compact_at", [None, 2])
 def test_draws_after_a_restart_equal_those_of_an_uninterrupted_run(mode, compact_at, tmp_path):
@@ -72,11 +78,13 @@ def test_draws_after_a_restart_equal_those_of_an_uninterrupted_run(mode, compact
         assert {**broken.buffer.stats(), **sizes} == {**straight.buffer.stats(), **sizes}
 
 
-@pytest.mark.parametrize("least_bytes", [4_000, durable_module.MIN_COMPACTION_BYTES])  # a few records a segment, or all in one
+@pytest.mark.parametrize("least_bytes", [4_000, durable_module.MIN_COMPACTION_BYTES])  # a few records a file, or all in one
+@pytest.mark.parametrize("rows_first_bytes", [0, 3_000, durable_module.ROWS_FIRST_BYTES])  # all, some and none of the inserts
 @given(st.lists(st.sampled_from(["step", "insert", "restart", "compact", "priorities"]), max_size=14), st.sampled_from(MODES))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_sequence_with_restarts_equals_the_same_without(tmp_path, monkeypatch, least_bytes, events, mode):
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_sequence_with_restarts_equals_the_same_without(tmp_path, monkeypatch, least_bytes, rows_first_bytes, events, mode):
     monkeypatch.setattr(durable_module, "MIN_COMPACTION_BYTES", least_bytes)
+    monkeypatch.setattr(durable_module, "ROWS_FIRST_BYTES", rows_first_bytes)
     shutil.rmtree(tmp_path)
     plain, durable = (open_replay(tmp_path / name, mode, max_trajectories=40) for name in ("plain", "durable"))
     for step, event in enumerate(events):
@@ -370,13 +378,14 @@ from replay.durable import DurableReplay
 from tests.unit.test_replay_journal import batch_of, make_group
 
 CONFIG = ReplayConfig(mode=ReplayMode.fresh, max_age=10**9, max_trajectories=400)
-durable.MIN_COMPACTION_BYTES = 150_000  # so that compactions are hit, too
+durable.MIN_COMPACTION_BYTES = 150_000  # so that compactions are hit, too,
+durable.ROWS_FIRST_BYTES = 4_000  # and rows that are written before their command
 
 def load(pipe):
     replay = DurableReplay(CONFIG, seed=5, folder=sys.argv[1])
     i = replay.buffer.stats()["groups_inserted"]
     while True:
-        replay.insert(batch_of(make_group(f"p{i}", rewards=[1, 0, 0], response_tokens=100)))
+        replay.insert(batch_of(make_group(f"p{i}", rewards=[1, 0, 0], response_tokens=100 if i % 3 else 10)))
         os.write(pipe, b"inserted %d\\n" % i)
         i += 1
         if i % 4 == 0:

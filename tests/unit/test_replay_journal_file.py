@@ -1,6 +1,8 @@
 """Files that are written past the page cache: whatever way a write takes, the bytes are where they belong."""
 
 import errno
+import fcntl
+import mmap
 import os
 from unittest import mock
 
@@ -30,15 +32,20 @@ def written(path, writes):
     return content
 
 
+def is_direct(handle):
+    return bool(fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_DIRECT)
+
+
 def direct_writes(monkeypatch):
-    """Count those that go past the page cache."""
-    real, found = os.pwrite, []
+    """Tell the buffers of those that go past the page cache."""
+    real, found = os.pwritev, []
 
-    def pwrite(handle, data, offset):
-        found.append(len(data))
-        return real(handle, data, offset)
+    def pwritev(handle, views, offset):
+        if is_direct(handle):
+            found.append([len(view) for view in views if len(view)])
+        return real(handle, views, offset)
 
-    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "pwritev", pwritev)
     return found
 
 
@@ -54,15 +61,37 @@ def test_whole_pages_of_large_writes_go_directly_where_the_file_system_can(tmp_p
     found = direct_writes(monkeypatch)
     content = written(tmp_path / "file", [[memoryview(b"x" * 100)], views_of(np.random.default_rng(0), [3 * PIECE])])
     assert (tmp_path / "file").read_bytes() == content
-    assert not found or sum(found) == 3 * PIECE - PAGE  # a memory file system has no device
+    assert not found or sum(map(sum, found)) == 3 * PIECE - PAGE  # a memory file system has no device
 
 
-@pytest.mark.parametrize("failing", ["open", "pwrite"])
+def test_whole_pages_go_to_the_device_from_where_they_lie(tmp_path, monkeypatch):
+    found = direct_writes(monkeypatch)
+    pages = mmap.mmap(-1, 2 * PIECE)
+    pages.write(np.random.default_rng(0).bytes(2 * PIECE))
+    header = b"h" * 50 + b" " * (PAGE - 50)
+    content = written(tmp_path / "file", [[memoryview(header[:50]), memoryview(header[50:]), memoryview(pages), memoryview(b"end")]])
+    assert (tmp_path / "file").read_bytes() == content == header + pages[:] + b"end"
+    assert found in ([], [[PAGE, 2 * PIECE]])  # at once: the header isn't waited for
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 3 * PAGE)), min_size=1, max_size=8))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_buffers_that_begin_with_a_page_and_others_are_written_in_their_order(tmp_path, parts):
+    path, rng, views = tmp_path / "file", np.random.default_rng(0), []
+    path.unlink(missing_ok=True)
+    for begins_page, size in [*parts, (False, DIRECT_FROM)]:
+        pages = mmap.mmap(-1, size + PAGE)
+        views.append(memoryview(pages)[: size] if begins_page else memoryview(pages)[7 : 7 + size])
+        views[-1][:] = rng.bytes(size)
+    assert written(path, [views]) == path.read_bytes()
+
+
+@pytest.mark.parametrize("failing", ["open", "pwritev"])
 def test_a_file_system_that_cannot_write_directly_is_written_the_usual_way(tmp_path, failing):
     real = getattr(os, failing)
 
     def refuse(*arguments, **words):
-        if failing == "open" and not arguments[1] & os.O_DIRECT:
+        if not (arguments[1] & os.O_DIRECT if failing == "open" else is_direct(arguments[0])):
             return real(*arguments, **words)
         raise OSError(errno.EINVAL, "Invalid argument")
 
@@ -72,10 +101,19 @@ def test_a_file_system_that_cannot_write_directly_is_written_the_usual_way(tmp_p
 
 
 def test_a_direct_write_that_comes_short_is_gone_on_with(tmp_path, monkeypatch):
-    real = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda handle, data, offset: real(handle, data[: PAGE * (len(data) // PAGE // 2)], offset))
+    real, short = os.pwritev, []
+
+    def pwritev(handle, views, offset):
+        if not is_direct(handle):
+            return real(handle, views, offset)
+        whole = max((view for view in views), key=len)
+        short.append(len(whole))
+        return real(handle, [whole[: PAGE * (len(whole) // PAGE // 2)]], offset)
+
+    monkeypatch.setattr(os, "pwritev", pwritev)
     content = written(tmp_path / "file", [views_of(np.random.default_rng(0), [2 * PIECE])])
     assert (tmp_path / "file").read_bytes() == content
+    assert short in ([], [PIECE, PIECE])
 
 
 def test_a_full_device_is_told_and_what_was_written_can_be_taken_back(tmp_path, monkeypatch):
@@ -87,7 +125,6 @@ def test_a_full_device_is_told_and_what_was_written_can_be_taken_back(tmp_path, 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(os, "pwrite", full)
         patched.setattr(os, "pwritev", lambda handle, views, offset: usual(handle, views, offset) if offset < PAGE else full())
         with pytest.raises(OSError, match="No space"):
             file.write([memoryview(bytes(2 * PIECE))], 6)

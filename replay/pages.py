@@ -1,0 +1,111 @@
+"""Memory for rows in whole pages, which is used again when the rows have left.
+
+Owns blocks of memory and which of them are free. Must not know what lies in them, nor Ray. An allocator keeps what was freed in pieces that
+the next rows may not fit into, and new pages cost as much as the copy into them. A block that begins with a page can go to the disk as it
+lies (replay/journal_file.py).
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+import weakref
+from collections import OrderedDict
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+PAGE = mmap.PAGESIZE
+WORTHWHILE_BYTES = 128 * 2**10  # of a block; smaller ones would waste too much of their last page
+SPARE_BYTES = 64 * 2**20  # of free blocks that are kept for the next rows
+_END_OF_STREAM_BYTES = 8  # that Arrow writes behind the rows
+_CLASSES = 8  # sizes between a power of two and the next: a block is at most an eighth larger than it need be
+
+
+class PagePool:
+    """Blocks of whole pages; what was used is kept for whoever asks next, up to a bound.
+
+    Args:
+        spare_bytes: the bound.
+    """
+
+    def __init__(self, spare_bytes: int = SPARE_BYTES) -> None:
+        self._spare_bytes = spare_bytes
+        self._lock = threading.RLock()  # the garbage collector may give a block back in the middle of anything
+        self._free: OrderedDict[int, list[mmap.mmap]] = OrderedDict()  # by size, the size that was used last at the end
+        self._free_bytes = 0
+
+    @property
+    def free_bytes(self) -> int:
+        """Of blocks that nobody uses."""
+        return self._free_bytes
+
+    def take(self, num_bytes: int) -> NDArray[np.uint8]:
+        """Take memory; it's given back with the last reference to the array.
+
+        Args:
+            num_bytes: how much, at least.
+
+        Returns:
+            Whole pages, the first of which begins the array. What they hold is undefined.
+        """
+        size = _size_of(num_bytes)
+        with self._lock:
+            block = self._free[size].pop() if self._free.get(size) else None
+            if block is not None:
+                self._free_bytes -= size
+                self._free.move_to_end(size)
+        if block is None:
+            block = mmap.mmap(-1, size)
+        array = np.frombuffer(block, np.uint8, count=whole_pages(num_bytes))
+        weakref.finalize(array, self._give_back, block).atexit = False
+        return array
+
+    def _give_back(self, block: mmap.mmap) -> None:
+        with self._lock:
+            self._free.setdefault(len(block), []).append(block)
+            self._free.move_to_end(len(block))
+            self._free_bytes += len(block)
+            while self._free_bytes > self._spare_bytes:
+                size = next(iter(self._free))
+                self._free_bytes -= size
+                self._free[size].pop()
+                if not self._free[size]:
+                    del self._free[size]
+
+
+def _size_of(num_bytes: int) -> int:
+    """The size of the block that so many bytes get."""
+    pages = max(whole_pages(num_bytes) // PAGE, 1)
+    step = max(2 ** (pages.bit_length() - 1) // _CLASSES, 1)
+    return -(-pages // step) * step * PAGE
+
+
+def whole_pages(num_bytes: int) -> int:
+    """Round bytes up to whole pages."""
+    return -(-num_bytes // PAGE) * PAGE
+
+
+def encoded_in_pages(rows: pa.RecordBatch, pool: PagePool) -> pa.Buffer:
+    """Copy rows into one Arrow IPC message; a large one fills whole pages, the rest of the last one with zeros.
+
+    Args:
+        rows: of any schema.
+        pool: gives the pages.
+
+    Returns:
+        The message, which owns its memory.
+    """
+    num_bytes = pa.ipc.get_record_batch_size(rows)
+    if num_bytes < WORTHWHILE_BYTES:
+        return rows.serialize()
+    # Arrow writes the schema before the rows, and can't be told not to: it goes to the end of the pages before
+    schema_bytes = rows.schema.serialize().size
+    first = whole_pages(schema_bytes)
+    end = first + num_bytes
+    pages = pool.take(end + _END_OF_STREAM_BYTES)
+    with pa.ipc.new_stream(pa.FixedSizeBufferWriter(pa.py_buffer(pages[first - schema_bytes :])), rows.schema) as writer:
+        writer.write_batch(rows)
+    pages[end:] = 0
+    return pa.py_buffer(pages).slice(first)
