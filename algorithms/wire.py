@@ -8,7 +8,7 @@ the few columns that hold nearly all bytes as they lie in memory, out of band, s
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from algorithms.schema import SAMPLE_SCHEMA, SCHEMA_VERSION, TOKEN_COLUMNS, TRAJECTORY_SCHEMA
 
+MAX_VALUES = 2**31 - 1  # of a column: Arrow's offsets are int32
 _KNOWN_SCHEMAS = {"trajectory": TRAJECTORY_SCHEMA, "sample": SAMPLE_SCHEMA}
 
 
@@ -47,6 +48,47 @@ class Parcel:
             pickle.PickleBuffer(message),
             {i: tuple(map(pickle.PickleBuffer, parts)) for i, parts in apart.items()},
         )
+
+
+def concat_rows(batches: Sequence[pa.RecordBatch], take: Callable[[int], memoryview | None]) -> pa.RecordBatch:
+    """Put batches together, the columns that hold nearly all bytes in given memory.
+
+    Args:
+        batches: at least one, of one schema.
+        take: gives so many bytes of memory to write to, or none: then Arrow's is used.
+
+    Returns:
+        Their rows.
+
+    Raises:
+        pyarrow.ArrowInvalid: when they are of several schemas, or together too large.
+    """
+    schema = batches[0].schema
+    if not all(batch.schema.equals(schema) for batch in batches):
+        raise pa.ArrowInvalid("batches of several schemas")
+    columns = []
+    for i, field in enumerate(schema):
+        arrays = [batch.column(i) for batch in batches]
+        columns.append((_concat_lists(arrays, take) if field.name in TOKEN_COLUMNS else None) or pa.concat_arrays(arrays))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _concat_lists(arrays: Sequence[pa.Array], take: Callable[[int], memoryview | None]) -> pa.Array | None:
+    """Lists put together in given memory; None when that can't be done by whole bytes, or there is none."""
+    kind = arrays[0].type
+    if not pa.types.is_list(kind) or pa.types.is_boolean(kind.value_type):
+        return None
+    parts = [found for array in arrays if (found := column_parts(array)) is not None]
+    first_values = np.cumsum([0, *(int(offsets[-1]) for offsets, _ in parts)])
+    if len(parts) < len(arrays) or first_values[-1] > MAX_VALUES:
+        return None
+    memory = take(sum(len(data) for _, data in parts))
+    if memory is None:
+        return None
+    np.concatenate([np.frombuffer(data, np.uint8) for _, data in parts], out=np.frombuffer(memory, np.uint8))
+    ends = [offsets[1:] + first for (offsets, _), first in zip(parts, first_values.tolist(), strict=False)]
+    offsets = np.concatenate([np.zeros(1, np.int32), *ends], dtype=np.int32)
+    return column_of_parts(kind, len(offsets) - 1, int(first_values[-1]), pa.py_buffer(offsets), pa.py_buffer(memory))
 
 
 def column_parts(column: pa.Array) -> tuple[Any, Any] | None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
 
-from algorithms.wire import Parcel
+from algorithms.wire import Parcel, concat_rows
 from replay.groups import InsertReceipt
 from replay.lent import Lender, LentMemoryError, Letter, Loan, Room
 
@@ -71,7 +71,7 @@ class ReplayWriter:
         timeout_s: deadline of one call to the actor.
     """
 
-    def __init__(self, replay: ActorHandle, *, max_pending_rows: int = 4096, block_rows: int = 256, timeout_s: float = 600.0) -> None:
+    def __init__(self, replay: ActorHandle, *, max_pending_rows: int = 4096, block_rows: int = 1024, timeout_s: float = 600.0) -> None:
         self._replay = replay
         self._max_pending_rows = max_pending_rows
         self._block_rows = block_rows
@@ -151,12 +151,15 @@ class ReplayWriter:
 
     def _start_inserts(self, entries: list[tuple[pa.RecordBatch, Future[InsertReceipt]]]) -> _Call:
         batches = [batch for batch, _ in entries]
+        loan = self._lending.lend(sum(batch.nbytes for batch in batches))
+        room = Room(loan.place, loan.memory) if loan is not None else None
         try:
-            together = batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+            parcel = Parcel(batches[0] if len(batches) == 1 else concat_rows(batches, room.take if room is not None else lambda _: None))
         except pa.ArrowInvalid:  # one of another schema among them: each to its own error
+            if loan is not None:
+                loan.give_back()
             return _Call(None, [done for _, done in entries], batches)
-        parcel, loan = Parcel(together), self._lending.lend(together.nbytes)
-        letter = Room(loan.place, loan.memory).put(parcel) if loan is not None else None
+        letter = room.put(parcel) if room is not None else None
         return _Call(self._replay.insert.remote(letter or parcel), [done for _, done in entries], batches, loan)
 
     def _finish(self, call: _Call) -> None:
@@ -217,7 +220,7 @@ class ReplayReader:
         timeout_s: deadline of one call to the actor.
     """
 
-    def __init__(self, replay: ActorHandle, *, batch_size: int, prefetch: int = 3, block: int = 256, timeout_s: float = 600.0) -> None:
+    def __init__(self, replay: ActorHandle, *, batch_size: int, prefetch: int = 3, block: int = 1024, timeout_s: float = 600.0) -> None:
         self._draw = replay.sample.options(num_returns=2)
         self._lending = _Lending(replay, prefetch + BLOCKS_HELD, timeout_s)
         self._block_bytes = 0  # of the largest so far: the first one tells

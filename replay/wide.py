@@ -16,12 +16,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from algorithms.wire import column_of_parts, column_parts
+from algorithms.wire import MAX_VALUES, column_of_parts, column_parts
 
 Take = Callable[[int], memoryview | None]
 """Gives so many bytes of memory to write to, or none."""
-
-MAX_VALUES = 2**31 - 1  # of a column: Arrow's offsets are int32
 
 
 @dataclass(slots=True, eq=False)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from algorithms import wire
 from algorithms.schema import SAMPLE_SCHEMA, TRAJECTORY_SCHEMA, attach_images, attached_images, to_record_batch
-from algorithms.wire import Parcel
+from algorithms.wire import Parcel, concat_rows
 from tests.fakes import make_trajectory
 
 ROWS = to_record_batch(
@@ -64,3 +64,39 @@ def test_rows_of_another_version_of_the_schema_are_refused(monkeypatch):
     monkeypatch.setattr(wire, "SCHEMA_VERSION", 99)
     with pytest.raises(ValueError, match="this one has version 99"):
         pickle.loads(message, buffers=buffers)
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=4), st.integers(0, 5000))
+@settings(max_examples=60, deadline=None)
+def test_batches_that_are_put_together_in_given_memory_are_their_rows(slices, room):
+    batches, taken = [ROWS.slice(*one) for one in slices], []
+
+    def take(num_bytes):
+        if sum(map(len, taken)) + num_bytes > room:
+            return None
+        taken.append(memoryview(bytearray(num_bytes)))
+        return taken[-1]
+
+    found = concat_rows(batches, take)
+    found.validate(full=True)
+    assert found.equals(pa.concat_batches(batches), check_metadata=True)
+
+
+def test_the_long_columns_lie_in_the_given_memory():
+    taken = []
+
+    def take(num_bytes):
+        taken.append(pa.allocate_buffer(num_bytes, resizable=False))
+        return memoryview(taken[-1])
+
+    found = concat_rows([ROWS.slice(0, 5), ROWS.slice(3, 4)], take)
+    for name in ("prompt_token_ids", "response_token_ids", "behavior_logprobs"):
+        address = found.column(name).buffers()[-1].address
+        assert address in [buffer.address for buffer in taken]
+
+
+def test_batches_of_several_schemas_are_not_put_together(monkeypatch):
+    with pytest.raises(pa.ArrowInvalid, match="several schemas"):
+        concat_rows([ROWS, ROWS.select(["reward"])], lambda _: None)
+    monkeypatch.setattr(wire, "MAX_VALUES", 10)
+    assert concat_rows([ROWS, ROWS], lambda num_bytes: memoryview(bytearray(num_bytes))).num_rows == 24
