@@ -184,3 +184,18 @@ def test_limited_draws_end_when_everything_is_used_up():
     selection = tree.draw(np.random.default_rng(0), 500, np.zeros(40, dtype=np.int64))
     assert np.bincount(selection.indices).tolist() == [3] * 40
     assert tree.num_drawable == 40  # who leaves is the table's business
+
+
+@given(st.integers(1, 3000), st.integers(0, 200_000), st.integers(0, 2**32 - 1))
+@settings(deadline=None)
+def test_the_room_behind_the_weights_changes_no_draw_in_the_last_bit(num, room, seed):
+    rng = np.random.default_rng(seed)
+    weights = rng.random(num) * 10.0 ** rng.integers(-6, 6, num)
+    small, large = SumTree(), SumTree()
+    small.reset(weights)
+    large.set(np.array([num + room]), np.zeros(1))
+    for places in np.array_split(rng.permutation(num), 3):
+        large.set(places, weights[places])
+    assert small.total == large.total
+    shares = np.append(rng.random(300), [0.0, np.nextafter(1.0, 0.0)])
+    assert np.array_equal(small.find(shares), large.find(shares))
