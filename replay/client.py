@@ -220,7 +220,7 @@ class ReplayReader:
         timeout_s: deadline of one call to the actor.
     """
 
-    def __init__(self, replay: ActorHandle, *, batch_size: int, prefetch: int = 3, block: int = 1024, timeout_s: float = 600.0) -> None:
+    def __init__(self, replay: ActorHandle, *, batch_size: int, prefetch: int = 2, block: int = 1024, timeout_s: float = 600.0) -> None:
         self._draw = replay.sample.options(num_returns=2)
         self._lending = _Lending(replay, prefetch + BLOCKS_HELD, timeout_s)
         self._block_bytes = 0  # of the largest so far: the first one tells
