@@ -17,11 +17,11 @@ import pyarrow as pa
 from algorithms.schema import NARROW_COLUMNS, TRAJECTORY_SCHEMA
 from replay.groups import GroupSummary
 from replay.journal import BASE, JournalError, Record, map_file, numbered_path, record_at, sync_path
-from replay.moving import SYNC_S
+from replay.moving import ROWS_PER_RECORD, SYNC_S
 from replay.row_records import PlacedRows
 from replay.segments import SegmentWriter
 from replay.snapshot import Saved
-from replay.storage import KNOWN_FIELDS, ROWS_PER_BATCH, Storage
+from replay.storage import KNOWN_FIELDS, Storage
 from replay.whereabouts import RUN, Places, serials_of
 
 FORMAT = 1
@@ -182,5 +182,5 @@ def _waiting(
 def _parts(reader: PlacedRows, known: Mapping[str, np.ndarray]) -> list[tuple[pa.RecordBatch, Mapping[str, np.ndarray]]]:
     """The table's rows that can be read, in batches, with what is known of them."""
     sound = np.flatnonzero(reader.sound(known["serial"]))
-    chunks = [sound[start : start + ROWS_PER_BATCH] for start in range(0, len(sound), ROWS_PER_BATCH)]
+    chunks = [sound[start : start + ROWS_PER_RECORD] for start in range(0, len(sound), ROWS_PER_RECORD)]
     return [(reader.read(known["serial"][chunk]), {name: values[chunk] for name, values in known.items()}) for chunk in chunks]

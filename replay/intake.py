@@ -15,11 +15,10 @@ import pyarrow as pa
 from algorithms.schema import TRAJECTORY_SCHEMA
 from replay.groups import Arrivals, GroupSummary, read_arrivals, take_rows
 from replay.images import check_images
-from replay.pages import PagePool, encoded_in_pages
+from replay.pages import PAGES, encoded_in_pages
 from replay.waiting import ConsumedRows, WaitingGroup, WaitingGroups
 
 REMEMBERED_GROUPS = 65536  # ids kept to recognise a retried insert, which follows the first within minutes
-_PAGES = PagePool()  # of the process, as an allocator is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +76,7 @@ def prepare(batch: pa.RecordBatch, images: Mapping[str, bytes]) -> Prepared:
 
 def _prepared(batch: pa.RecordBatch, arrivals: Arrivals, images: Mapping[str, bytes]) -> Prepared:
     # a copy: the batch may lie in the object store, and rows that stay here for long must not pin it
-    encoded = encoded_in_pages(take_rows(batch, arrivals.rows), _PAGES)
+    encoded = encoded_in_pages(take_rows(batch, arrivals.rows), PAGES)
     return Prepared(arrivals=arrivals, encoded=encoded, rows=pa.ipc.read_record_batch(encoded, TRAJECTORY_SCHEMA), images=images)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from replay.pages import Front
 from weights.owned_folder import OwnedFolder
 from weights.staging import reserve_file
 
@@ -30,7 +31,6 @@ PREFIX, SUFFIX = "rethinker-replay-", ".places"
 WORTHWHILE_BYTES = 128 * 2**10  # Ray carries smaller values within the call
 ROUND_BYTES = 2**20  # places are a multiple of it, so that slightly larger values don't want new ones
 MOST_FILES = 64  # that the actor keeps mapped; one a lender, until it needs larger places
-_ALIGNMENT = 64  # of every part, so that numbers can be read in place
 
 
 class LentMemoryError(ValueError):
@@ -65,24 +65,12 @@ class Room:
 
     def __init__(self, place: Place, memory: memoryview) -> None:
         self._place = place
-        self._memory = memory
         self._first = np.frombuffer(memory, np.uint8).ctypes.data if len(memory) else 0
-        self._used = 0
+        self._front = Front(memory)
 
     def take(self, num_bytes: int) -> memoryview | None:
-        """Take memory, for a part of a value that isn't made yet.
-
-        Args:
-            num_bytes: how much.
-
-        Returns:
-            It; None: there isn't so much left.
-        """
-        start, end = self._used, self._used + num_bytes
-        if end > len(self._memory):
-            return None
-        self._used = _aligned(end)
-        return self._memory[start:end]
+        """Take memory, for a part of a value that isn't made yet; see Front.take."""
+        return self._front.take(num_bytes)
 
     def put(self, value: Any) -> Letter | None:
         """Write a value; parts of it that lie in taken memory stay where they are.
@@ -99,11 +87,11 @@ class Room:
         for part in parts:
             view = np.frombuffer(part.raw(), np.uint8)
             start = view.ctypes.data - self._first
-            if not 0 <= start <= self._used - view.nbytes:
+            if not 0 <= start <= self._front.used - view.nbytes:
+                start = self._front.used
                 target = self.take(view.nbytes)
                 if target is None:
                     return None
-                start = self._used - _aligned(view.nbytes)
                 np.copyto(np.frombuffer(target, np.uint8), view)  # other threads go on meanwhile
             spans.append((start, view.nbytes))
         return Letter(head=head, place=self._place, spans=tuple(spans))
@@ -126,10 +114,6 @@ def get(letter: Letter, memory: memoryview) -> Any:
         if not 0 <= start <= start + num_bytes <= len(memory):
             raise LentMemoryError(f"a part of {num_bytes} bytes from {start} on in a place of {len(memory)}")
     return pickle.loads(letter.head, buffers=[memory[start : start + num_bytes].toreadonly() for start, num_bytes in letter.spans])
-
-
-def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
 class Loan:

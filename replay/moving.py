@@ -18,9 +18,9 @@ from replay.journal import ROWS, numbered_path
 from replay.row_records import encoded_rows
 from replay.segments import SegmentWriter
 from replay.snapshot import Saved
-from replay.storage import ROWS_PER_BATCH
 from replay.whereabouts import RUN, Places, of_rows, runs_of, serials_of
 
+ROWS_PER_RECORD = 256  # of those that are moved
 SYNC_S = 1.0  # of the files that nothing depends on before they are whole
 
 
@@ -169,8 +169,8 @@ def move(saved: Saved, places: Places, sizes: Mapping[int, int], moved: MovedRow
 def _moving(saved: Saved, places: NDArray[np.int64], waiting: NDArray[np.bool_]) -> Iterator[tuple[pa.RecordBatch, NDArray[np.int64]]]:
     """Rows of the table, and of the groups that wait, with their numbers, as many at once as a record gets."""
     serials = saved.storage.column("serial")
-    for start in range(0, len(places), ROWS_PER_BATCH):
-        part = places[start : start + ROWS_PER_BATCH]
+    for start in range(0, len(places), ROWS_PER_RECORD):
+        part = places[start : start + ROWS_PER_RECORD]
         yield saved.storage.gather(part), serials[part]
     start = 0
     for rows, serial in zip(saved.waiting, saved.waiting_serials, strict=True):

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 PAGE = mmap.PAGESIZE
 WORTHWHILE_BYTES = 128 * 2**10  # of a block; smaller ones would waste too much of their last page
-SPARE_BYTES = 64 * 2**20  # of free blocks that are kept for the next rows
+SPARE_SHARE = 1 / 16  # of what is in use: free blocks that are kept for the next rows,
+LEAST_SPARE_BYTES = 8 * 2**20  # or so many
 _END_OF_STREAM_BYTES = 8  # that Arrow writes behind the rows
 _CLASSES = 8  # sizes between a power of two and the next: a block is at most an eighth larger than it need be
 
@@ -27,19 +28,17 @@ class PagePool:
     """Blocks of whole pages; what was used is kept for whoever asks next, up to a bound.
 
     Args:
-        spare_bytes: the bound.
+        spare_share: the bound, of what is in use,
+        least_spare: or so many bytes if that's more.
     """
 
-    def __init__(self, spare_bytes: int = SPARE_BYTES) -> None:
-        self._spare_bytes = spare_bytes
+    def __init__(self, spare_share: float = SPARE_SHARE, least_spare: int = LEAST_SPARE_BYTES) -> None:
+        self._spare_share = spare_share
+        self._least_spare = least_spare
         self._lock = threading.RLock()  # the garbage collector may give a block back in the middle of anything
-        self._free: OrderedDict[int, list[mmap.mmap]] = OrderedDict()  # by size, the size that was used last at the end
-        self._free_bytes = 0
-
-    @property
-    def free_bytes(self) -> int:
-        """Of blocks that nobody uses."""
-        return self._free_bytes
+        self._free: OrderedDict[int, list[mmap.mmap]] = OrderedDict()  # by size, the size that was used last at the end; no list is empty
+        self.free_bytes = 0  # of blocks that nobody uses
+        self.used_bytes = 0  # of the others
 
     def take(self, num_bytes: int) -> NDArray[np.uint8]:
         """Take memory; it's given back with the last reference to the array.
@@ -52,10 +51,11 @@ class PagePool:
         """
         size = _size_of(num_bytes)
         with self._lock:
-            block = self._free[size].pop() if self._free.get(size) else None
-            if block is not None:
-                self._free_bytes -= size
+            block = None
+            if size in self._free:
                 self._free.move_to_end(size)
+                block = self._pop(size)
+            self.used_bytes += size
         if block is None:
             block = mmap.mmap(-1, size)
         array = np.frombuffer(block, np.uint8, count=whole_pages(num_bytes))
@@ -64,15 +64,53 @@ class PagePool:
 
     def _give_back(self, block: mmap.mmap) -> None:
         with self._lock:
+            self.used_bytes -= len(block)
+            self.free_bytes += len(block)
             self._free.setdefault(len(block), []).append(block)
             self._free.move_to_end(len(block))
-            self._free_bytes += len(block)
-            while self._free_bytes > self._spare_bytes:
-                size = next(iter(self._free))
-                self._free_bytes -= size
-                self._free[size].pop()
-                if not self._free[size]:
-                    del self._free[size]
+            while self.free_bytes > max(self._least_spare, self._spare_share * self.used_bytes):
+                self._pop(next(iter(self._free)))
+
+    def _pop(self, size: int) -> mmap.mmap:
+        """Take a free block out."""
+        block = self._free[size].pop()
+        self.free_bytes -= size
+        if not self._free[size]:
+            del self._free[size]
+        return block
+
+
+PAGES = PagePool()
+"""The process's, as an allocator is."""
+
+
+class Front:
+    """Memory that is taken piece by piece from its front.
+
+    Args:
+        memory: writable.
+    """
+
+    SLACK_BYTES = 64  # that a piece may take beyond its own: each begins at a multiple of it, so that numbers can be read in place
+
+    def __init__(self, memory: memoryview) -> None:
+        self._memory = memory
+        self.used = 0
+
+    def take(self, num_bytes: int) -> memoryview | None:
+        """Take a piece.
+
+        Args:
+            num_bytes: of it.
+
+        Returns:
+            It; None: there isn't so much left.
+        """
+        start, end = self.used, self.used + num_bytes
+        if end > len(self._memory):
+            return None
+        self.used = end - end % -self.SLACK_BYTES
+        return self._memory[start:end]
 
 
 def _size_of(num_bytes: int) -> int:

@@ -2,7 +2,7 @@
 
 Owns the memory of the trajectories and what is known of each row (key, version, priority, use count). Must not know modes, draws,
 groups or Ray. Rows never become Python objects: they are appended and gathered as Arrow arrays. Wide columns, whose size grows with the
-tokens, stay in the batches they came in (replay/wide.py) and are never copied again; narrow ones are packed (replay/packed.py).
+tokens, stay in the batches they came in if these aren't small (replay/wide_batches.py); narrow ones are packed (replay/packed.py).
 
 A row has a place in arrays that are sorted by key, and keeps it until the storage packs itself. A row that leaves only marks its place,
 so that neither an append nor a removal moves the others; when the arrays are full and at least half of the places are left, the rows
@@ -20,7 +20,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from replay.packed import PackedRows, PackedSelection
-from replay.wide import Take, WideBatch, WideSelection, hold
+from replay.wide import Take, WideSelection
+from replay.wide_batches import WideBatches, in_lots, in_pages
 
 KNOWN_FIELDS: dict[str, type] = {
     "key": np.int64,  # unique, increasing with insertion
@@ -44,7 +45,6 @@ _STATE_FIELDS: dict[str, type] = {
 
 FIRST_CAPACITY = 64
 DEAD_SHARE = 1 / 8  # of the rows' bytes: what rows that have left may still hold in batches that others keep
-ROWS_PER_BATCH = 256  # of the batches that packed rows move to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +96,9 @@ class Storage:
         self._tail = 0  # places in use, those of rows that left included
         self._head = 0  # no row is alive before it
         self._num_alive = 0
-        self._batches: dict[int, WideBatch] = {}
-        self._all_joined = True  # every batch that was ever held, see WideBatch
+        self._batches = WideBatches()
+        self._first_small = 0  # no row of a batch that is to be put together is before it
         self._next_key = 0
-        self._next_batch = 0
-        self._held_bytes = 0  # of the wide columns
-        self._dead_bytes = 0  # of the held ones, those of rows that left
         self._row_bytes = 0
 
     def __len__(self) -> int:
@@ -120,7 +117,7 @@ class Storage:
     @property
     def held_bytes(self) -> int:
         """Bytes of the stored batches, what rows that left still hold in them included."""
-        return self._held_bytes + (self._packed.held_bytes if self._packed is not None else 0)
+        return self._batches.held_bytes + (self._packed.held_bytes if self._packed is not None else 0)
 
     @property
     def num_batches(self) -> int:
@@ -232,19 +229,10 @@ class Storage:
         Returns:
             What reads them.
         """
-        batches, rows = self._columns["batch"][places], self._columns["row"][places]
-        # neighbours of one batch are copied together: the cost of reading is the number of runs
-        starts = np.flatnonzero(np.concatenate(([True], (batches[1:] != batches[:-1]) | (rows[1:] - rows[:-1] != 1))))
         return RowSelection(
             schema=self.schema,
             names=self._wide,
-            wide=WideSelection(
-                batches=[self._batches[number] for number in batches[starts].tolist()],
-                rows=rows[starts].tolist(),
-                starts=starts,
-                spans=self._columns["spans"][places],
-                all_joined=self._all_joined,
-            ),
+            wide=self._find_wide(places),
             packed=self._packed.find(self._columns["key"][places]) if self._packed is not None else None,
         )
 
@@ -280,14 +268,7 @@ class Storage:
         self._columns["alive"][places] = False
         self._num_alive -= len(places)
         self._row_bytes -= int(self._columns["row_bytes"][places].sum())
-        numbers, counts = np.unique(self._columns["batch"][places], return_counts=True)
-        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
-            batch = self._batches[number]
-            self._dead_bytes -= batch.dead_bytes
-            batch.num_alive -= count
-            self._dead_bytes += batch.dead_bytes
-            if batch.num_alive == 0:
-                self._drop(number)
+        self._batches.lose(self._columns["batch"][places])
         if self._packed is not None:
             self._packed.remove(self._columns["key"][places])
         alive = self._columns["alive"][self._head : self._tail]
@@ -302,16 +283,15 @@ class Storage:
         Args:
             places: [K] of the rows that can still be read, in any order.
         """
-        needed = set(np.unique(self._columns["batch"][places]).tolist())
-        self._batches = {number: batch for number, batch in self._batches.items() if number in needed}
+        self._batches.keep_only(self._columns["batch"][places])
 
     def frozen_copy(self) -> Storage:
         """Copy what can change and share the batches, which can't: cheap, and safe to read in another thread."""
         copy = Storage(self.schema, self._narrow)
         copy._packed = self._packed.frozen_copy() if self._packed is not None else None
         copy._columns = {name: column.copy() for name, column in self._columns.items()}
-        copy._batches = {number: batch.copy() for number, batch in self._batches.items()}
-        for name in ("_tail", "_head", "_num_alive", "_next_key", "_next_batch", "_held_bytes", "_dead_bytes", "_row_bytes", "_all_joined"):
+        copy._batches = self._batches.copy()
+        for name in ("_tail", "_head", "_num_alive", "_next_key", "_row_bytes", "_first_small"):
             setattr(copy, name, getattr(self, name))
         return copy
 
@@ -370,17 +350,21 @@ class Storage:
         self._columns["alive"][places] = True
         self._num_alive += len(places)
         self._row_bytes += int(self._columns["row_bytes"][places].sum())
+        if self._batches.too_many_small:
+            recent = self._first_small + np.flatnonzero(self._columns["alive"][self._first_small : self._tail])
+            self._move(self._batches.take_small(), recent)
+            self._first_small = self._tail
 
-    def _hold(self, wide: pa.RecordBatch, places: NDArray[np.int64]) -> int:
+    def _find_wide(self, places: NDArray[np.int64]) -> WideSelection:
+        return self._batches.find(self._columns["batch"][places], self._columns["row"][places], self._columns["spans"][places])
+
+    def _hold(self, wide: pa.RecordBatch, places: NDArray[np.int64], *, moved: bool = False) -> int:
         """Let a batch hold the rows' wide columns; its bytes."""
-        self._columns["batch"][places] = self._next_batch
+        number, spans, num_bytes = self._batches.hold(wide, stays=moved)
+        self._columns["batch"][places] = number
         self._columns["row"][places] = np.arange(wide.num_rows)
-        held, self._columns["spans"][places] = hold(wide)
-        self._batches[self._next_batch] = held
-        self._all_joined = self._all_joined and held.is_joined
-        self._held_bytes += held.num_bytes
-        self._next_batch += 1
-        return held.num_bytes
+        self._columns["spans"][places] = spans
+        return num_bytes
 
     def _reserve(self, num_rows: int) -> None:
         """Make places behind the rows, by moving the rows together or by doubling; either way the mean cost of an append is constant."""
@@ -395,34 +379,29 @@ class Storage:
             moved[: len(old)] = column[old]
             self._columns[name] = moved
         self._columns["place"][: len(old)] = np.arange(len(old))
-        self._head, self._tail = 0, len(old)
+        self._head, self._tail, self._first_small = 0, len(old), 0
         self.moved(old, len(old))
-
-    def _drop(self, number: int) -> None:
-        """Let go of a batch."""
-        batch = self._batches.pop(number)
-        self._held_bytes -= batch.num_bytes
-        self._dead_bytes -= batch.dead_bytes
 
     def _excess(self, share: float) -> float:
         """Bytes that rows which left hold beyond a share of those of the rows that are there."""
-        dead = self._dead_bytes + (self._packed.dead_bytes if self._packed is not None else 0)
+        dead = self._batches.dead_bytes + (self._packed.dead_bytes if self._packed is not None else 0)
         return dead - share * (self.held_bytes - dead)
 
     def _repack(self) -> None:
         """Move the rows of the emptiest batches into new ones, until rows that left hold half of what they may."""
         if self._packed is not None:
             self._packed.reclaim(DEAD_SHARE / 4)
-        emptiest = sorted(self._batches, key=lambda number: (self._batches[number].num_alive / self._batches[number].data.num_rows, number))
-        excess = self._excess(DEAD_SHARE / 2)
-        chosen: list[int] = []
-        while excess > 0 and len(chosen) < len(emptiest):
-            excess -= self._batches[emptiest[len(chosen)]].dead_bytes
-            chosen.append(emptiest[len(chosen)])
-        places = self.places
-        places = places[np.isin(self._columns["batch"][places], chosen)]
-        for start in range(0, len(places), ROWS_PER_BATCH):
-            part = places[start : start + ROWS_PER_BATCH]
-            self._hold(self.gather(part, self._wide), part)
-        for number in chosen:
-            self._drop(number)
+        self._move(self._batches.emptiest(self._excess(DEAD_SHARE / 2)), self.places)
+
+    def _move(self, numbers: list[int], places: NDArray[np.int64]) -> None:
+        """Move the rows of batches into new ones.
+
+        Args:
+            numbers: of the batches.
+            places: [N] of rows, those of the batches among them, by key.
+        """
+        places = places[np.isin(self._columns["batch"][places], numbers)]
+        schema = pa.schema([self.schema.field(name) for name in self._wide])
+        for part in in_lots(places, self._columns["row_bytes"][places]):
+            self._hold(pa.RecordBatch.from_arrays(in_pages(self._find_wide(part)), schema=schema), part, moved=True)
+        self._batches.drop(numbers)

@@ -79,6 +79,12 @@ class WideSelection:
     spans: NDArray[np.int32]  # [K, C, 2] of hold
     all_joined: bool  # Arrow copies no column of any batch; False: perhaps
 
+    @property
+    def num_bytes(self) -> int:
+        """Of what ``read`` takes memory for."""
+        widths = np.array([_byte_width(kind) for kind in self.batches[0].data.schema.types])
+        return int(self.spans[:, :, 1].sum(axis=0, dtype=np.int64) @ widths)
+
     def read(self, take: Take | None = None) -> list[pa.Array]:
         """Copy the rows out, column by column.
 

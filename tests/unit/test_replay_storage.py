@@ -1,12 +1,16 @@
 """Storage: keys, places, gathering, removal by whole batches, and memory."""
 
+import gc
+
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from algorithms.schema import TRAJECTORY_SCHEMA, to_record_batch
+from algorithms.schema import NARROW_COLUMNS, TRAJECTORY_SCHEMA, to_record_batch
+from replay import wide_batches
+from replay.pages import LEAST_SPARE_BYTES, PAGES, encoded_in_pages
 from replay.storage import DEAD_SHARE, KNOWN_FIELDS, Storage
 from tests.fakes import make_group
 
@@ -134,14 +138,20 @@ def test_trajectories_come_out_as_they_went_in():
     assert storage.gather(np.array([2]), ["reward", "group_id"]).to_pylist() == [{k: rows[2][k] for k in ("reward", "group_id")}]
 
 
+@pytest.mark.parametrize("small", [0, 100])  # bytes of a batch: none, or nearly all are put together with others
 @given(
     st.lists(
-        st.one_of(st.tuples(st.just("append"), st.integers(0, 40)), st.tuples(st.sampled_from(["some", "oldest"]), st.integers(0, 99)))
+        st.one_of(
+            st.tuples(st.just("append"), st.integers(0, 40)),
+            st.tuples(st.sampled_from(["some", "oldest", "copy"]), st.integers(0, 99)),
+        )
     )
 )
-@settings(deadline=None)
-def test_storage_behaves_like_a_list(events):
-    storage, model, count = Storage(NUMBERS), [], 0
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_storage_behaves_like_a_list(monkeypatch, small, events):
+    monkeypatch.setattr(wide_batches, "SMALL_BYTES", small)
+    monkeypatch.setattr(wide_batches, "TOGETHER_BYTES", 400)
+    storage, model, count, copies = Storage(NUMBERS), [], 0, []
     moved = []
     storage.moved = lambda old, num_places: moved.append(num_places)
     for kind, number in events:
@@ -149,6 +159,8 @@ def test_storage_behaves_like_a_list(events):
             append(storage, *range(count, count + number))
             model += range(count, count + number)
             count += number
+        elif kind == "copy":
+            copies.append((storage.frozen_copy(), list(model)))
         elif kind == "oldest":
             leaving = storage.places[:number]
             storage.remove(leaving)
@@ -162,3 +174,44 @@ def test_storage_behaves_like_a_list(events):
         assert (storage.num_batches == 0) == (len(model) == 0) == (storage.num_bytes == 0)
         # what rows that left still hold is bounded, in whatever order rows leave
         assert storage.held_bytes <= (1 + DEAD_SHARE) * 8 * len(model) + 8 * max(storage.num_batches, 1)
+    for copy, rows in copies:
+        assert values(copy) == rows
+
+
+def test_batches_of_a_few_rows_are_put_together():
+    storage = Storage(TRAJECTORY_SCHEMA, NARROW_COLUMNS)
+    groups = [to_record_batch(make_group(f"p{i}", rewards=[1, 0], response_tokens=500).trajectories) for i in range(700)]
+    for i, group in enumerate(groups):
+        storage.append(group, {"version": np.full(2, i), "priority": np.ones(2)})
+        storage.remove(storage.places[: max(0, len(storage) - 1000)])
+    assert storage.num_batches < wide_batches.TOGETHER_BATCHES + 5
+    rows = pa.Table.from_batches(groups[200:]).to_pylist()
+    assert storage.gather(storage.places).to_pylist() == rows
+    assert known(storage, "version") == [i for i in range(200, 700) for _ in range(2)]
+
+
+def test_memory_of_rows_that_came_and_went_is_the_rows_and_little_more():
+    gc.collect()
+    before = PAGES.used_bytes
+    storage = Storage(TRAJECTORY_SCHEMA, NARROW_COLUMNS)
+    group = to_record_batch(make_group("p", rewards=[1, 0] * 16, response_tokens=2000).trajectories)
+    for i in range(120):
+        message = encoded_in_pages(group, PAGES)
+        batch = pa.ipc.read_record_batch(message, TRAJECTORY_SCHEMA)
+        storage.append(batch, {"version": np.full(32, i), "priority": np.ones(32)})
+        storage.remove(storage.places[: max(0, len(storage) - 1280)])
+    del message, batch
+    gc.collect()
+    assert storage.num_bytes > 2 * 10**7
+    assert PAGES.used_bytes - before < 1.15 * storage.num_bytes
+    assert PAGES.free_bytes <= max(LEAST_SPARE_BYTES, PAGES.used_bytes / 16)
+
+
+def test_what_is_known_stays_of_rows_that_cannot_be_read_any_more():
+    storage = Storage(NUMBERS)
+    for first in range(0, 40, 10):
+        append(storage, *range(first, first + 10))
+    copy = storage.frozen_copy()
+    copy.keep_only(np.array([12, 31]))
+    assert known(copy, "version") == list(range(40)) and copy.num_batches == 2
+    assert values(copy, [12, 31, 19]) == [12, 31, 19] and values(storage) == list(range(40))
