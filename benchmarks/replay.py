@@ -23,7 +23,8 @@ from benchmarks.report import conditions
 
 ROOT = Path(__file__).parents[1]
 NAMES = (
-    *("floor", "ours", "ours:client", "ours:journal", "ours:client+journal", "torchrl", "torchrl:uniform", "transferqueue", "reverb"),
+    *("floor", "disk", "ours", "ours:client", "ours:journal", "ours:client+journal"),
+    *("torchrl", "torchrl:uniform", "transferqueue", "reverb"),
     *("ours:local", "torchrl:local", "rllib"),
 )
 VERBS = ("insert", "sample", "update")
@@ -34,7 +35,7 @@ class Contestant:
 
     def __init__(self, name: str, python: str, kib: float, folder: str) -> None:
         self.name = name
-        own = name.startswith(("ours", "floor"))
+        own = name.startswith(("ours", "floor", "disk"))
         words = [python, *(("-m", "benchmarks.replay_contestants") if own else ("benchmarks/replay_contestants.py",))]
         self._process = subprocess.Popen(
             [*words, name, str(kib), folder],
@@ -119,7 +120,8 @@ def main() -> None:
     parser.add_argument("--journal", help="folder in which there is one for the journals meanwhile; none: the system's for temporary files")
     arguments = parser.parse_args()
     pythons = dict(entry.split("=", 1) for entry in arguments.python)
-    pythons |= {"ours": sys.executable, "floor": sys.executable, "rllib": pythons.get("rllib", pythons.get("torchrl", ""))}
+    pythons |= dict.fromkeys(("ours", "floor", "disk"), sys.executable)
+    pythons["rllib"] = pythons.get("rllib", pythons.get("torchrl", ""))
     with tempfile.TemporaryDirectory(prefix="replay-journal-", dir=arguments.journal, ignore_cleanup_errors=True) as folder:
         rates = measured(arguments, pythons, folder)
     settings = f"--kib {arguments.kib:g} --batch {' '.join(map(str, arguments.batch))} --writers {arguments.writers}"

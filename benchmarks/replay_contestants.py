@@ -7,9 +7,11 @@ ids (int32) and log-probs (float32) of equal length, in the form that each store
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
@@ -93,6 +95,41 @@ class Floor:
     def update(self, batch: int, seconds: float) -> float:
         keys, values = np.arange(batch), np.random.default_rng(0).random(batch)
         return pump(lambda: self.actor.take.remote(keys, values), self.get, seconds, batch)
+
+
+class Disk:
+    """No replay either: as many bytes written to files as a journal of these items has, past the page cache, with an fsync each 100 ms."""
+
+    CALL_ITEMS, FILE_BYTES, SYNC_S = 1024, 128 * 2**20, 0.1
+
+    def __init__(self, kib: float, variant: str, actor: Any = None) -> None:
+        self.item_bytes, self.folder = int(kib * 1024), Path(tempfile.mkdtemp(dir=sys.argv[3]))
+
+    def prepare(self, batch: int, seconds: float) -> None:
+        self.data = mmap.mmap(-1, -(-self.CALL_ITEMS * self.item_bytes // mmap.PAGESIZE) * mmap.PAGESIZE)
+        self.data.write(os.urandom(len(self.data)))
+
+    def insert(self, batch: int, seconds: float) -> float:
+        done, begin, synced, number, handle = 0, time.perf_counter(), 0.0, 0, -1
+        while (now := time.perf_counter()) - begin < seconds:
+            if handle < 0:
+                number, written = number + 1, 0
+                handle = os.open(self.folder / str(number), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_DIRECT)
+            written += os.pwrite(handle, self.data, written)
+            done += self.CALL_ITEMS
+            ends = written >= self.FILE_BYTES
+            if ends or now - synced > self.SYNC_S:
+                os.fsync(handle)
+                synced = time.perf_counter()
+            if ends:
+                os.close(handle)
+                handle = -1
+        if handle >= 0:
+            os.close(handle)
+        elapsed = time.perf_counter() - begin
+        for path in self.folder.iterdir():
+            path.unlink()
+        return done / elapsed
 
 
 class RLlib:
@@ -279,7 +316,7 @@ def contestant(name: str, kib: float, variant: str, actor: Any = None) -> Any:
         from benchmarks.replay_ours import Ours, OursLocal  # the peers' environments have none of it
 
         return OursLocal(kib) if variant == "local" else Ours(kib, variant, actor)
-    kinds = {"floor": Floor, "rllib": RLlib, "torchrl": TorchRL, "transferqueue": TransferQueue, "reverb": Reverb}
+    kinds = {"floor": Floor, "disk": Disk, "rllib": RLlib, "torchrl": TorchRL, "transferqueue": TransferQueue, "reverb": Reverb}
     return kinds[name](kib, variant, actor)
 
 
@@ -314,7 +351,7 @@ def main() -> None:
     """Answer orders on standard input until it ends."""
     name, _, variant = sys.argv[1].partition(":")
     kib = float(sys.argv[2])
-    in_process = variant == "local" or name == "rllib"
+    in_process = variant == "local" or name in ("rllib", "disk")
     if not (name == "reverb" or in_process):
         import ray
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import gc
 import itertools
+import multiprocessing
 import statistics
 import tempfile
 import time
@@ -17,11 +18,12 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import psutil
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from algorithms.schema import to_record_batch
 from benchmarks.report import conditions
-from conf.schema import ReplayConfig, ReplayMode
+from conf.schema import ReplayConfig, ReplayMode, ReplayRemover
 from replay.durable import DurableReplay
 from replay.priority_tree import PriorityTree
 from replay.selectors import Prioritized
@@ -30,6 +32,7 @@ from tests.fakes import make_trajectory
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 BATCH = 256
 FEW = 16  # rows of a call that share next to no nodes, not even in the smallest table
+TABLE = 25_600  # rows, when memory is measured
 ITEM_TOKENS = 2000  # 16 KB of token ids and log-probs
 
 
@@ -65,27 +68,28 @@ def growth(batch: int) -> dict[int, tuple[float, float]]:
     return found
 
 
-def restore_and_memory(num: int) -> dict[str, float]:
-    """Seconds to recover trajectories of 16 KiB from a journal and from a base, and resident bytes over payload."""
-    template = [make_trajectory(prompt_id="p", index=i, response_tokens=ITEM_TOKENS) for i in range(BATCH)]
+def inserts(batch: int, num: int) -> Iterator[pa.RecordBatch]:
+    """Batches of trajectories of 16 KiB, each a group of its own, with any advantages."""
+    rng = np.random.default_rng(0)
+    base = to_record_batch([make_trajectory(prompt_id="p", index=i, response_tokens=ITEM_TOKENS) for i in range(batch)])
+    at = base.schema.get_field_index("advantage")
+    for i in range(num):
+        columns = base.columns
+        columns[0] = pa.array([f"p{i}@0/{j}" for j in range(batch)])
+        columns[1] = pa.array([f"p{i}@0"] * batch)
+        columns[at] = pa.array(rng.random(batch) - 0.5, type=base.schema.field(at).type)
+        yield pa.RecordBatch.from_arrays(columns, schema=base.schema)
+
+
+def restore(num: int) -> dict[str, float]:
+    """Seconds to recover trajectories of 16 KiB from a journal and from a base."""
     config = ReplayConfig(mode=ReplayMode.prioritized, max_trajectories=num, max_bytes=64 * 2**30)
     with tempfile.TemporaryDirectory() as folder:
-        gc.collect()
-        before = psutil.Process().memory_info().rss
         replay = DurableReplay(config, seed=0, folder=folder)
-        import pyarrow as pa
-
-        base = to_record_batch(template)
-        for i in range(num // BATCH):
-            columns = base.columns
-            columns[0] = pa.array([f"p{i}@0/{j}" for j in range(BATCH)])
-            columns[1] = pa.array([f"p{i}@0"] * BATCH)
-            replay.insert(pa.RecordBatch.from_arrays(columns, schema=base.schema))
-        gc.collect()
-        resident = psutil.Process().memory_info().rss - before
-        payload = replay.buffer.stats()["bytes"]
+        for batch in inserts(BATCH, num // BATCH):
+            replay.insert(batch)
         replay.close()
-        rows = len(replay.buffer)
+        rows, payload = len(replay.buffer), replay.buffer.stats()["bytes"]
         del replay
         gc.collect()
         begin = time.perf_counter()
@@ -100,13 +104,52 @@ def restore_and_memory(num: int) -> dict[str, float]:
         from_base = time.perf_counter() - begin
         assert len(third.buffer) == rows
         third.close()
-    return {
-        "rows": rows,
-        "payload_gb": payload / 1e9,
-        "memory_over_payload": resident / payload - 1,
-        "journal_s": from_journal,
-        "base_s": from_base,
-    }
+    return {"rows": rows, "payload_gb": payload / 1e9, "journal_s": from_journal, "base_s": from_base}
+
+
+def memory(passed: int, batch: int, remover: ReplayRemover) -> tuple[float, float, float]:
+    """Let rows pass through a table of TABLE rows, with a journal.
+
+    Args:
+        passed: how many.
+        batch: rows of an insert.
+        remover: lets them go.
+
+    Returns:
+        By how much resident bytes are above those that the buffer says it holds, and above those of the rows that are there, in the
+        end; and the former at its worst.
+    """
+    config = ReplayConfig(mode=ReplayMode.prioritized, max_trajectories=TABLE, max_bytes=64 * 2**30, remover=remover)
+    process, worst = psutil.Process(), 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        for rows in inserts(8, 2):  # what a first use takes once isn't the rows'
+            with tempfile.TemporaryDirectory() as other:
+                DurableReplay(config, seed=0, folder=other).insert(rows)
+        arriving = inserts(batch, passed // batch)
+        first = next(arriving)
+        gc.collect()
+        before = process.memory_info().rss
+        replay = DurableReplay(config, seed=0, folder=folder)
+        for i, rows in enumerate(itertools.chain([first], arriving)):
+            replay.insert(rows)
+            if replay.wants_compaction:
+                replay.finish_compaction(replay.begin_compaction())
+            if i * batch >= TABLE and i % 16 == 0:
+                worst = max(worst, (process.memory_info().rss - before) / replay.buffer.stats()["bytes"] - 1)
+        gc.collect()
+        resident = process.memory_info().rss - before
+        held, rows_bytes = replay.buffer.stats()["bytes"], replay.buffer.capture().storage.num_bytes
+        replay.close()
+    return resident / held - 1, resident / rows_bytes - 1, worst
+
+
+def print_memory(passed: int) -> None:
+    """Measure memory, each case in a process of its own, and print Markdown."""
+    print("\n| rows an insert | remover | over what is held | over the rows | at worst |\n|---|---|---|---|---|")
+    for batch, remover in itertools.product((1024, 256, 8), (ReplayRemover.oldest, ReplayRemover.lowest_priority)):
+        with multiprocessing.get_context("spawn").Pool(1) as process:
+            shares = process.apply(memory, (passed, batch, remover))
+        print(f"| {batch:,} | {remover.value} | " + " | ".join(f"{share:.1%}" for share in shares) + " |")
 
 
 def plot(found: dict[int, tuple[float, float]], path: Path) -> None:
@@ -140,7 +183,8 @@ def main() -> None:
     if arguments.plot:
         plot(found, arguments.plot)
     if arguments.trajectories:
-        print({name: round(value, 3) for name, value in restore_and_memory(arguments.trajectories).items()})
+        print({name: round(value, 3) for name, value in restore(arguments.trajectories).items()})
+        print_memory(arguments.trajectories)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Owns blocks of memory and which of them are free. Must not know what lies in them, nor Ray. An allocator keeps what was freed in pieces that
 the next rows may not fit into, and new pages cost as much as the copy into them. A block that begins with a page can go to the disk as it
-lies (replay/journal_file.py).
+lies (replay/journal_file.py). All in all a pool holds no more than was in use at the same time a while ago, so that inserts which come and
+go beside each other find their memory again, and a table that became smaller gives it back.
 """
 
 from __future__ import annotations
@@ -18,27 +19,21 @@ from numpy.typing import NDArray
 
 PAGE = mmap.PAGESIZE
 WORTHWHILE_BYTES = 128 * 2**10  # of a block; smaller ones would waste too much of their last page
-SPARE_SHARE = 1 / 16  # of what is in use: free blocks that are kept for the next rows,
-LEAST_SPARE_BYTES = 8 * 2**20  # or so many
+WINDOW = 64  # takes: as much as was in use at once in this many or twice as many of the last ones is kept
 _END_OF_STREAM_BYTES = 8  # that Arrow writes behind the rows
 _CLASSES = 8  # sizes between a power of two and the next: a block is at most an eighth larger than it need be
 
 
 class PagePool:
-    """Blocks of whole pages; what was used is kept for whoever asks next, up to a bound.
+    """Blocks of whole pages; what was in use a while ago is kept for whoever asks next."""
 
-    Args:
-        spare_share: the bound, of what is in use,
-        least_spare: or so many bytes if that's more.
-    """
-
-    def __init__(self, spare_share: float = SPARE_SHARE, least_spare: int = LEAST_SPARE_BYTES) -> None:
-        self._spare_share = spare_share
-        self._least_spare = least_spare
+    def __init__(self) -> None:
         self._lock = threading.RLock()  # the garbage collector may give a block back in the middle of anything
         self._free: OrderedDict[int, list[mmap.mmap]] = OrderedDict()  # by size, the size that was used last at the end; no list is empty
         self.free_bytes = 0  # of blocks that nobody uses
         self.used_bytes = 0  # of the others
+        self._takes = 0
+        self._peaks = [0, 0]  # most bytes that were in use at once, in the window before this one and in this one
 
     def take(self, num_bytes: int) -> NDArray[np.uint8]:
         """Take memory; it's given back with the last reference to the array.
@@ -56,6 +51,11 @@ class PagePool:
                 self._free.move_to_end(size)
                 block = self._pop(size)
             self.used_bytes += size
+            self._takes += 1
+            if self._takes % WINDOW == 0:
+                self._peaks = [self._peaks[1], 0]
+            self._peaks[1] = max(self._peaks[1], self.used_bytes)
+            self._trim()
         if block is None:
             block = mmap.mmap(-1, size)
         array = np.frombuffer(block, np.uint8, count=whole_pages(num_bytes))
@@ -68,8 +68,12 @@ class PagePool:
             self.free_bytes += len(block)
             self._free.setdefault(len(block), []).append(block)
             self._free.move_to_end(len(block))
-            while self.free_bytes > max(self._least_spare, self._spare_share * self.used_bytes):
-                self._pop(next(iter(self._free)))
+            self._trim()
+
+    def _trim(self) -> None:
+        """Give back to the system what wasn't in use for a while."""
+        while self.free_bytes and self.used_bytes + self.free_bytes > max(self._peaks):
+            self._pop(next(iter(self._free)))
 
     def _pop(self, size: int) -> mmap.mmap:
         """Take a free block out."""

@@ -400,8 +400,16 @@ class Storage:
             numbers: of the batches.
             places: [N] of rows, those of the batches among them, by key.
         """
-        places = places[np.isin(self._columns["batch"][places], numbers)]
+        of = self._columns["batch"][places]
+        places, of = places[np.isin(of, numbers)], of[np.isin(of, numbers)]
+        by_batch = np.argsort(of, kind="stable")
+        places, of = places[by_batch], of[by_batch]
         schema = pa.schema([self.schema.field(name) for name in self._wide])
-        for part in in_lots(places, self._columns["row_bytes"][places]):
-            self._hold(pa.RecordBatch.from_arrays(in_pages(self._find_wide(part)), schema=schema), part, moved=True)
-        self._batches.drop(numbers)
+        left = sorted(numbers)
+        for part in in_lots(np.arange(len(places)), self._columns["row_bytes"][places]):
+            moving = np.sort(places[part])
+            self._hold(pa.RecordBatch.from_arrays(in_pages(self._find_wide(moving)), schema=schema), moving, moved=True)
+            next_one = of[part[-1] + 1] if part[-1] + 1 < len(of) else np.inf
+            done, left = [number for number in left if number < next_one], [number for number in left if number >= next_one]
+            self._batches.drop(done)  # at once, so that its memory serves the next ones
+        self._batches.drop(left)

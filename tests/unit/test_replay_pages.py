@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algorithms.schema import TRAJECTORY_SCHEMA, to_record_batch
-from replay.pages import PAGE, WORTHWHILE_BYTES, PagePool, encoded_in_pages, whole_pages
+from replay.pages import PAGE, WINDOW, WORTHWHILE_BYTES, PagePool, encoded_in_pages, whole_pages
 from tests.fakes import make_group
 
 
@@ -36,31 +36,31 @@ def test_what_was_given_back_is_used_again_and_views_keep_it():
     assert pool.take(10 * PAGE - 1).ctypes.data == address
 
 
-def test_what_is_kept_is_bounded_and_sizes_that_nobody_asks_for_go_first():
-    pool = PagePool(spare_share=0.5, least_spare=100 * PAGE)
-    old = [pool.take(30 * PAGE) for _ in range(3)]
-    del old
-    assert (pool.free_bytes, pool.used_bytes) == (90 * PAGE, 0)
-    new = [pool.take(60 * PAGE)]
-    new.clear()
-    assert pool.free_bytes == 90 * PAGE  # two of the old ones went
-    assert len({pool.take(60 * PAGE).ctypes.data for _ in range(5)}) == 1
-    held = [pool.take(100 * PAGE) for _ in range(5)]
-    del held[:2]
-    assert (pool.free_bytes, pool.used_bytes) == (104 * PAGE, 3 * 104 * PAGE)  # half of what is in use
+def test_what_is_kept_is_what_was_in_use_a_while_ago():
+    pool = PagePool()
+    held = [pool.take(30 * PAGE) for _ in range(10)]
+    del held[3:]
+    assert (pool.used_bytes, pool.free_bytes) == (90 * PAGE, 210 * PAGE)
+    for _ in range(3 * WINDOW):
+        pool.take(60 * PAGE)  # in use at once from now on: these, and the three
+    assert (pool.used_bytes, pool.free_bytes) == (90 * PAGE, 60 * PAGE)
+    assert len({pool.take(60 * PAGE).ctypes.data for _ in range(5)}) == 1  # sizes that nobody asks for went first
+    held.clear()
+    assert pool.used_bytes == 0 and pool.free_bytes == 150 * PAGE
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 60)), max_size=60))
 @settings(deadline=None)
 def test_the_count_of_bytes_is_that_of_the_blocks(steps):
-    pool, held = PagePool(spare_share=0.25, least_spare=50 * PAGE), []
+    pool, held, peak = PagePool(), [], 0
     for takes, num in steps:
         if takes:
             held.append(pool.take(num * PAGE))
         elif held:
             del held[num % len(held)]
+        peak = max(peak, pool.used_bytes)
         assert pool.free_bytes == sum(size * len(blocks) for size, blocks in pool._free.items())
-        assert pool.free_bytes <= max(50 * PAGE, 0.25 * pool.used_bytes) and all(pool._free.values())
+        assert pool.used_bytes + pool.free_bytes <= peak and all(pool._free.values())
         assert sum(map(len, held)) <= pool.used_bytes <= sum(map(len, held)) * 9 / 8 + PAGE
     held.clear()
     assert pool.used_bytes == 0
