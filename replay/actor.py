@@ -35,7 +35,7 @@ from replay.intake import Admitted, Prepared, prepare
 from replay.lent import Borrower, LentMemoryError, Letter, Place, Room, get
 from replay.limiter import FreshGroupLimiter
 from replay.recovery import Recovery, is_journal
-from replay.requests import SampleRequest
+from replay.requests import CallSizes, SampleRequest
 from replay.snapshot import Saved, read_snapshot, write_snapshot
 
 logger = logging.getLogger(__name__)
@@ -390,6 +390,11 @@ class ReplayActor:
             Name -> count; see ReplayBuffer.stats.
         """
         return {**self._stats, "waiting_samples": self._limiter.num_waiting, "waiting_inserts": self._limiter.num_blocked}
+
+    @ray.method(concurrency_group="control")
+    async def call_sizes(self) -> CallSizes:
+        """Tell how much one call should carry."""
+        return CallSizes.largest(self._config)
 
     @ray.method(concurrency_group="control")
     async def borrows(self, place: Place) -> bool:

@@ -19,11 +19,12 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from algorithms.wire import Parcel, concat_rows
 from replay.groups import InsertReceipt
 from replay.lent import Lender, LentMemoryError, Letter, Loan, Room
+from replay.requests import CallSizes
 
 CALLS_UNDER_WAY = 3  # of a writer: one is being carried out, one on its way, one being answered
 BLOCKS_HELD = 3  # of a reader's answers that its caller may still look at while others are under way; more take the object store
@@ -67,7 +68,7 @@ class ReplayWriter:
     Args:
         replay: the replay actor.
         max_pending_rows: ``insert`` waits while so many are on their way.
-        block_rows: that one call carries; a batch with more of them goes alone.
+        block_rows: that one call carries, if replay's bounds aren't smaller (CallSizes); a batch with more of them goes alone.
         timeout_s: deadline of one call to the actor.
     """
 
@@ -129,11 +130,12 @@ class ReplayWriter:
 
     def _send(self) -> None:
         under_way: deque[_Call] = deque()
+        block_rows = min(self._block_rows, _call_sizes(self._replay, self._timeout_s).inserts)
         while True:
             with self._changed:
                 # what is there goes at once; without news the oldest call is waited for
                 self._changed.wait_for(lambda: self._inserts or self._priorities or self._closed or under_way)
-                inserts = _as_many(self._inserts, self._block_rows)
+                inserts = _as_many(self._inserts, block_rows)
                 priorities, self._priorities = list(self._priorities), deque()
                 if not (inserts or priorities or under_way):
                     return
@@ -216,26 +218,29 @@ class ReplayReader:
         replay: the replay actor, of a mode that draws without a step.
         batch_size: rows of a batch.
         prefetch: calls under way.
-        block: rows that one call draws at least.
+        block: rows that one call draws at least, if replay's bounds aren't smaller (CallSizes).
         timeout_s: deadline of one call to the actor.
     """
 
     def __init__(self, replay: ActorHandle, *, batch_size: int, prefetch: int = 2, block: int = 1024, timeout_s: float = 600.0) -> None:
+        self._replay = replay
         self._draw = replay.sample.options(num_returns=2)
         self._lending = _Lending(replay, prefetch + BLOCKS_HELD, timeout_s)
         self._block_bytes = 0  # of the largest so far: the first one tells
         self._batch_size = batch_size
         self._prefetch = prefetch
-        self._block = batch_size * max(1, block // batch_size)
+        self._block = block
         self._timeout_s = timeout_s
 
     def __iter__(self) -> Iterator[pa.Table]:
         """Batches of SAMPLE_SCHEMA, without an end."""
         under_way: deque[tuple[ray.ObjectRef, Loan | None]] = deque()
+        block = min(self._block, _call_sizes(self._replay, self._timeout_s).samples)
+        num_rows = self._batch_size * max(1, block // self._batch_size)
         while True:
             while len(under_way) < self._prefetch:
-                under_way.append(self._ask())
-            table = self._answer(*under_way.popleft())
+                under_way.append(self._ask(num_rows))
+            table = self._answer(num_rows, *under_way.popleft())
             for start in range(0, table.num_rows, self._batch_size):
                 yield table.slice(start, self._batch_size)
 
@@ -243,22 +248,30 @@ class ReplayReader:
         """Lend the replay actor no more memory; what was handed out stays whole."""
         self._lending.close()
 
-    def _ask(self) -> tuple[ray.ObjectRef, Loan | None]:
+    def _ask(self, num_rows: int) -> tuple[ray.ObjectRef, Loan | None]:
         loan = self._lending.lend(self._block_bytes)
-        return self._draw.remote(batch_size=self._block, into=loan.place if loan is not None else None)[1], loan
+        return self._draw.remote(batch_size=num_rows, into=loan.place if loan is not None else None)[1], loan
 
-    def _answer(self, reference: ray.ObjectRef, loan: Loan | None) -> pa.Table:
+    def _answer(self, num_rows: int, reference: ray.ObjectRef, loan: Loan | None) -> pa.Table:
         try:
             answer = ray.get(reference, timeout=self._timeout_s)
         except LentMemoryError:  # the actor was started again on another node; nothing was drawn
             self._lending.close()
-            return self._answer(*self._ask())
+            return self._answer(num_rows, *self._ask(num_rows))
         if isinstance(answer, Letter) and loan is not None:
             return loan.read(answer)
         if loan is not None:
             loan.give_back()
         self._block_bytes = max(self._block_bytes, answer.nbytes)
         return answer
+
+
+def _call_sizes(replay: ActorHandle, timeout_s: float) -> CallSizes:
+    """How much the replay actor wants in one call; as little as can be if it can't be asked, so that whoever calls gets its error."""
+    try:
+        return ray.get(replay.call_sizes.remote(), timeout=timeout_s)
+    except RayError:
+        return CallSizes(inserts=1, samples=1)
 
 
 def _settle(done: Future, call: Callable[[], Any]) -> None:

@@ -1,11 +1,15 @@
-"""What a training step asks replay for.
+"""What replay is asked for in one call: the arguments of a draw, and how much a call should carry.
 
-Owns the arguments of a draw and what is wrong with them on their own. Must not know rows, modes or Ray.
+Owns what is wrong with arguments on their own. Must not know rows, modes or Ray.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from conf.schema import ReplayConfig
+
+CALLS_PER_TABLE = 8  # rows that are inserted together wait for room together, while a step may be waiting for some of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,3 +40,28 @@ class SampleRequest:
     def num_rows(self) -> int:
         """Draws of the step."""
         return self.num_updates * self.batch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallSizes:
+    """How much a caller should put into one call who could make it larger or smaller."""
+
+    inserts: int  # rows, >= 1
+    samples: int  # draws, >= 1
+
+    @classmethod
+    def largest(cls, config: ReplayConfig) -> CallSizes:
+        """Find the sizes up to which calls never wait for each other.
+
+        Args:
+            config: of the replay. Its error budget is shared out: k rows and n draws can shut both doors only if
+                k * samples_per_insert + n > 2 * samples_per_insert_error.
+
+        Returns:
+            They.
+        """
+        inserts, samples = config.max_trajectories / CALLS_PER_TABLE, float(2**31)
+        if config.samples_per_insert is not None and config.samples_per_insert_error is not None:
+            samples = config.samples_per_insert_error
+            inserts = min(inserts, samples / config.samples_per_insert)
+        return cls(inserts=max(int(inserts), 1), samples=max(int(samples), 1))

@@ -215,6 +215,21 @@ def test_a_writer_sends_together_what_piles_up_and_a_reader_draws_ahead(start):
     writer.close()
 
 
+def test_a_client_keeps_to_the_bounds_of_replay_whatever_piles_up(start):
+    replay = start("prioritized", min_size=8, samples_per_insert=1.0, samples_per_insert_error=32.0, max_trajectories=400)
+    writer, reader = ReplayWriter(replay, timeout_s=60.0), iter(ReplayReader(replay, batch_size=4, timeout_s=60.0))
+    futures = [writer.insert(groups_of([f"p{i}"])) for i in range(60)]  # 240 rows: calls of all of them could never go
+    for _ in range(44):
+        assert next(reader).num_rows == 4
+    assert sum(done.done() for done in futures) >= 40
+    stats = ray.get(replay.stats.remote(), timeout=30)
+    assert stats["sampled"] >= 176 and abs(stats["inserted"] - 8 - stats["sampled"]) <= 32
+    del reader
+    while not all(done.done() for done in futures):  # draws let the rest in
+        ray.get(replay.sample.options(num_returns=2).remote(batch_size=4), timeout=30)
+    writer.close()
+
+
 def test_large_rows_pass_through_lent_memory_and_stay_whole(start):
     replay = start("prioritized")
     writer = ReplayWriter(replay, block_rows=32)
