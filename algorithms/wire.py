@@ -17,7 +17,6 @@ import pyarrow as pa
 from algorithms.schema import SAMPLE_SCHEMA, SCHEMA_VERSION, TOKEN_COLUMNS, TRAJECTORY_SCHEMA
 
 MAX_VALUES = 2**31 - 1  # of a column: Arrow's offsets are int32
-LARGE_BYTES = 2**18  # of a batch: a smaller one is copied twice sooner than its columns are looked at one by one
 _KNOWN_SCHEMAS = {"trajectory": TRAJECTORY_SCHEMA, "sample": SAMPLE_SCHEMA}
 
 
@@ -52,7 +51,7 @@ class Parcel:
 
 
 def concat_rows(batches: Sequence[pa.RecordBatch], take: Callable[[int], memoryview | None]) -> pa.RecordBatch:
-    """Put batches together, the columns that hold nearly all bytes in given memory if the batches are large.
+    """Put batches together, the columns that hold nearly all bytes in given memory.
 
     Args:
         batches: at least one, of one schema.
@@ -67,8 +66,6 @@ def concat_rows(batches: Sequence[pa.RecordBatch], take: Callable[[int], memoryv
     schema = batches[0].schema
     if not all(batch.schema.equals(schema) for batch in batches):
         raise pa.ArrowInvalid("batches of several schemas")
-    if sum(batch.nbytes for batch in batches) < LARGE_BYTES * len(batches):
-        return pa.concat_batches(batches)
     columns = []
     for i, field in enumerate(schema):
         arrays = [batch.column(i) for batch in batches]

@@ -58,7 +58,7 @@ class Ours:
         return made
 
     def prepare(self, batch: int, seconds: float) -> None:
-        self.prepared[batch] = self.batches(batch, int(seconds * (2500 if batch >= 256 else 10000 if batch >= 16 else 60000)))
+        self.prepared[batch] = self.batches(batch, int(seconds * (2500 if batch >= 256 else 20000 if batch >= 16 else 150000)))
 
     def insert(self, batch: int, seconds: float) -> float:
         made = iter(self.prepared.pop(batch))

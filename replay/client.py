@@ -27,6 +27,7 @@ from replay.lent import Lender, LentMemoryError, Letter, Loan, Room
 from replay.requests import CallSizes
 
 CALLS_UNDER_WAY = 3  # of a writer: one is being carried out, one on its way, one being answered
+FEW_BATCHES = 16  # that are put together in lent memory
 BLOCKS_HELD = 3  # of a reader's answers that its caller may still look at while others are under way; more take the object store
 
 
@@ -153,10 +154,13 @@ class ReplayWriter:
 
     def _start_inserts(self, entries: list[tuple[pa.RecordBatch, Future[InsertReceipt]]]) -> _Call:
         batches = [batch for batch, _ in entries]
-        loan = self._lending.lend(sum(batch.nbytes for batch in batches))
-        room = Room(loan.place, loan.memory) if loan is not None else None
+        loan = None
         try:
-            parcel = Parcel(batches[0] if len(batches) == 1 else concat_rows(batches, room.take if room is not None else lambda _: None))
+            # a small batch is copied twice sooner than its columns are looked at one by one
+            parts = batches if len(batches) <= FEW_BATCHES else [pa.concat_batches(batches)]
+            loan = self._lending.lend(sum(batch.nbytes for batch in parts))
+            room = Room(loan.place, loan.memory) if loan is not None else None
+            parcel = Parcel(parts[0] if len(parts) == 1 else concat_rows(parts, room.take if room is not None else lambda _: None))
         except pa.ArrowInvalid:  # one of another schema among them: each to its own error
             if loan is not None:
                 loan.give_back()

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algorithms import wire
@@ -66,10 +66,9 @@ def test_rows_of_another_version_of_the_schema_are_refused(monkeypatch):
         pickle.loads(message, buffers=buffers)
 
 
-@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=4), st.integers(0, 5000), st.booleans())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_batches_that_are_put_together_in_given_memory_are_their_rows(monkeypatch, slices, room, large):
-    monkeypatch.setattr(wire, "LARGE_BYTES", 0 if large else wire.LARGE_BYTES)
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=4), st.integers(0, 5000))
+@settings(max_examples=60, deadline=None)
+def test_batches_that_are_put_together_in_given_memory_are_their_rows(slices, room):
     batches, taken = [ROWS.slice(*one) for one in slices], []
 
     def take(num_bytes):
@@ -83,8 +82,7 @@ def test_batches_that_are_put_together_in_given_memory_are_their_rows(monkeypatc
     assert found.equals(pa.concat_batches(batches), check_metadata=True)
 
 
-def test_the_long_columns_lie_in_the_given_memory(monkeypatch):
-    monkeypatch.setattr(wire, "LARGE_BYTES", 0)
+def test_the_long_columns_lie_in_the_given_memory():
     taken = []
 
     def take(num_bytes):
@@ -100,6 +98,5 @@ def test_the_long_columns_lie_in_the_given_memory(monkeypatch):
 def test_batches_of_several_schemas_are_not_put_together(monkeypatch):
     with pytest.raises(pa.ArrowInvalid, match="several schemas"):
         concat_rows([ROWS, ROWS.select(["reward"])], lambda _: None)
-    monkeypatch.setattr(wire, "LARGE_BYTES", 0)
     monkeypatch.setattr(wire, "MAX_VALUES", 10)
     assert concat_rows([ROWS, ROWS], lambda num_bytes: memoryview(bytearray(num_bytes))).num_rows == 24
