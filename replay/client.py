@@ -27,6 +27,8 @@ from replay.lent import Lender, LentMemoryError, Letter, Loan, Room
 from replay.requests import CallSizes
 
 CALLS_UNDER_WAY = 3  # of a writer: one is being carried out, one on its way, one being answered
+BLOCK_BYTES = 32 * 2**20  # of a call, about: larger ones keep others waiting and cost hardly less a row
+FIRST_ROWS = 256  # of a call before it's known how large rows are
 FEW_BATCHES = 16  # that are put together in lent memory
 BLOCKS_HELD = 3  # of a reader's answers that its caller may still look at while others are under way; more take the object store
 
@@ -69,7 +71,8 @@ class ReplayWriter:
     Args:
         replay: the replay actor.
         max_pending_rows: ``insert`` waits while so many are on their way.
-        block_rows: that one call carries, if replay's bounds aren't smaller (CallSizes); a batch with more of them goes alone.
+        block_rows: that one call carries, if these aren't too many for replay's bounds (CallSizes) or more than BLOCK_BYTES; a batch with
+            more of them goes alone.
         timeout_s: deadline of one call to the actor.
     """
 
@@ -82,6 +85,7 @@ class ReplayWriter:
         self._priorities: deque[tuple[NDArray, NDArray, Future[int]]] = deque()
         self._changed = threading.Condition()
         self._pending_rows = 0
+        self._most_rows = FIRST_ROWS  # that BLOCK_BYTES hold
         self._closed = False
         self._lending = _Lending(replay, CALLS_UNDER_WAY, timeout_s)
         self._sending = threading.Thread(target=self._send, name="replay-writer", daemon=True)
@@ -136,7 +140,7 @@ class ReplayWriter:
             with self._changed:
                 # what is there goes at once; without news the oldest call is waited for
                 self._changed.wait_for(lambda: self._inserts or self._priorities or self._closed or under_way)
-                inserts = _as_many(self._inserts, block_rows)
+                inserts = _as_many(self._inserts, min(block_rows, self._most_rows))
                 priorities, self._priorities = list(self._priorities), deque()
                 if not (inserts or priorities or under_way):
                     return
@@ -158,7 +162,9 @@ class ReplayWriter:
         try:
             # a small batch is copied twice sooner than its columns are looked at one by one
             parts = batches if len(batches) <= FEW_BATCHES else [pa.concat_batches(batches)]
-            loan = self._lending.lend(sum(batch.nbytes for batch in parts))
+            num_bytes = sum(batch.nbytes for batch in parts)
+            self._most_rows = BLOCK_BYTES * sum(batch.num_rows for batch in parts) // max(num_bytes, 1)
+            loan = self._lending.lend(num_bytes)
             room = Room(loan.place, loan.memory) if loan is not None else None
             parcel = Parcel(parts[0] if len(parts) == 1 else concat_rows(parts, room.take if room is not None else lambda _: None))
         except pa.ArrowInvalid:  # one of another schema among them: each to its own error
@@ -222,7 +228,7 @@ class ReplayReader:
         replay: the replay actor, of a mode that draws without a step.
         batch_size: rows of a batch.
         prefetch: calls under way.
-        block: rows that one call draws at least, if replay's bounds aren't smaller (CallSizes).
+        block: rows that one call draws at least, if these aren't too many for replay's bounds (CallSizes) or more than BLOCK_BYTES.
         timeout_s: deadline of one call to the actor.
     """
 
@@ -230,7 +236,7 @@ class ReplayReader:
         self._replay = replay
         self._draw = replay.sample.options(num_returns=2)
         self._lending = _Lending(replay, prefetch + BLOCKS_HELD, timeout_s)
-        self._block_bytes = 0  # of the largest so far: the first one tells
+        self._row_bytes = 0  # of the largest rows so far: the first call tells
         self._batch_size = batch_size
         self._prefetch = prefetch
         self._block = block
@@ -240,11 +246,10 @@ class ReplayReader:
         """Batches of SAMPLE_SCHEMA, without an end."""
         under_way: deque[tuple[ray.ObjectRef, Loan | None]] = deque()
         block = min(self._block, _call_sizes(self._replay, self._timeout_s).samples)
-        num_rows = self._batch_size * max(1, block // self._batch_size)
         while True:
             while len(under_way) < self._prefetch:
-                under_way.append(self._ask(num_rows))
-            table = self._answer(num_rows, *under_way.popleft())
+                under_way.append(self._ask(block))
+            table = self._answer(block, *under_way.popleft())
             for start in range(0, table.num_rows, self._batch_size):
                 yield table.slice(start, self._batch_size)
 
@@ -252,21 +257,23 @@ class ReplayReader:
         """Lend the replay actor no more memory; what was handed out stays whole."""
         self._lending.close()
 
-    def _ask(self, num_rows: int) -> tuple[ray.ObjectRef, Loan | None]:
-        loan = self._lending.lend(self._block_bytes)
+    def _ask(self, block: int) -> tuple[ray.ObjectRef, Loan | None]:
+        block = min(block, BLOCK_BYTES // self._row_bytes if self._row_bytes else FIRST_ROWS)
+        num_rows = self._batch_size * max(1, block // self._batch_size)
+        loan = self._lending.lend(num_rows * self._row_bytes)
         return self._draw.remote(batch_size=num_rows, into=loan.place if loan is not None else None)[1], loan
 
-    def _answer(self, num_rows: int, reference: ray.ObjectRef, loan: Loan | None) -> pa.Table:
+    def _answer(self, block: int, reference: ray.ObjectRef, loan: Loan | None) -> pa.Table:
         try:
             answer = ray.get(reference, timeout=self._timeout_s)
         except LentMemoryError:  # the actor was started again on another node; nothing was drawn
             self._lending.close()
-            return self._answer(num_rows, *self._ask(num_rows))
+            return self._answer(block, *self._ask(block))
         if isinstance(answer, Letter) and loan is not None:
             return loan.read(answer)
         if loan is not None:
             loan.give_back()
-        self._block_bytes = max(self._block_bytes, answer.nbytes)
+        self._row_bytes = max(self._row_bytes, -(-answer.nbytes // max(answer.num_rows, 1)))
         return answer
 
 

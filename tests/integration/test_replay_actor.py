@@ -15,6 +15,7 @@ import ray
 from algorithms.schema import SAMPLE_SCHEMA, attached_images, sampled_from_arrow, to_record_batch
 from algorithms.types import ImageRef
 from conf.schema import ReplayConfig, ReplayMode
+from replay import client
 from replay.actor import ReplayActor
 from replay.client import ReplayReader, ReplayWriter
 from replay.lent import LentMemoryError, Letter, Place
@@ -228,6 +229,18 @@ def test_a_client_keeps_to_the_bounds_of_replay_whatever_piles_up(start):
     while not all(done.done() for done in futures):  # draws let the rest in
         ray.get(replay.sample.options(num_returns=2).remote(batch_size=4), timeout=30)
     writer.close()
+
+
+def test_a_client_bounds_its_calls_by_bytes(start, monkeypatch):
+    monkeypatch.setattr(client, "BLOCK_BYTES", 100_000)
+    monkeypatch.setattr(client, "FIRST_ROWS", 8)
+    replay = start("prioritized")
+    writer = ReplayWriter(replay)
+    receipts = [done.result(timeout=60) for done in [writer.insert(groups_of([f"p{i}"], response_tokens=1500)) for i in range(40)]]
+    writer.close()
+    assert max(receipt.groups for receipt in receipts) <= 2  # of four rows of 13 KB
+    assert len(list(itertools.islice(ReplayReader(replay, batch_size=2), 20))) == 20
+    assert 40 <= ray.get(replay.stats.remote(), timeout=30)["sampled"] < 80
 
 
 def test_large_rows_pass_through_lent_memory_and_stay_whole(start):
