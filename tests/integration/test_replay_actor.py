@@ -239,7 +239,9 @@ def test_a_client_bounds_its_calls_by_bytes(start, monkeypatch):
     receipts = [done.result(timeout=60) for done in [writer.insert(groups_of([f"p{i}"], response_tokens=1500)) for i in range(40)]]
     writer.close()
     assert max(receipt.groups for receipt in receipts) <= 2  # of four rows of 13 KB
-    assert len(list(itertools.islice(ReplayReader(replay, batch_size=2), 20))) == 20
+    reader = ReplayReader(replay, batch_size=2)
+    assert len(list(itertools.islice(reader, 20))) == 20
+    reader.close()
     assert 40 <= ray.get(replay.stats.remote(), timeout=30)["sampled"] < 80
 
 
