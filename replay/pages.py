@@ -8,6 +8,7 @@ go beside each other find their memory again, and a table that became smaller gi
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import threading
 import weakref
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 PAGE = mmap.PAGESIZE
 WORTHWHILE_BYTES = 128 * 2**10  # of a block; smaller ones would waste too much of their last page
 WINDOW = 64  # takes: as much as was in use at once in this many or twice as many of the last ones is kept
+HUGE_BYTES = 2 * 2**20  # of a huge page, which is had six times as fast as its small ones
+HUGE_FROM = 2 * HUGE_BYTES  # of memory that may be of huge pages
 _END_OF_STREAM_BYTES = 8  # that Arrow writes behind the rows
 _CLASSES = 8  # sizes between a power of two and the next: a block is at most an eighth larger than it need be
 
@@ -57,7 +60,7 @@ class PagePool:
             self._peaks[1] = max(self._peaks[1], self.used_bytes)
             self._trim()
         if block is None:
-            block = mmap.mmap(-1, size)
+            block = _new_block(size, num_bytes)
         array = np.frombuffer(block, np.uint8, count=whole_pages(num_bytes))
         weakref.finalize(array, self._give_back, block).atexit = False
         return array
@@ -115,6 +118,15 @@ class Front:
             return None
         self.used = end - end % -self.SLACK_BYTES
         return self._memory[start:end]
+
+
+def _new_block(size: int, num_bytes: int) -> mmap.mmap:
+    """Pages from the system; private ones, since those that could be shared cost it three times as much."""
+    block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if num_bytes >= HUGE_FROM:
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            block.madvise(mmap.MADV_HUGEPAGE, 0, num_bytes // HUGE_BYTES * HUGE_BYTES)  # so that what isn't used takes none
+    return block
 
 
 def _size_of(num_bytes: int) -> int:
