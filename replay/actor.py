@@ -129,12 +129,14 @@ class ReplayActor:
 
         async def attempt() -> InsertReceipt:
             nonlocal prepared
-            if prepared.written is None:
-                prepared = await self._write_rows(prepared)
-            if before is not None:  # inserts get to the door in the order in which they came
-                await asyncio.wait([before])
-            if not passed.done():
-                passed.set_result(None)
+            try:
+                if prepared.written is None:
+                    prepared = await self._write_rows(prepared)
+                if before is not None:  # inserts get to the door in the order in which they came
+                    await asyncio.wait([before])
+            finally:  # but none waits for one that can't be written
+                if not passed.done():
+                    passed.set_result(None)
             async with self._limiter.room(
                 lambda: self._buffer.has_room(rows, prepared.num_bytes) and self._buffer.ratio.may_insert(rows, size=self._buffer.size),
                 num_trajectories=rows,
@@ -150,8 +152,6 @@ class ReplayActor:
         try:
             return await when_there_is_room(attempt, deadline_s, f"{rows} trajectories")
         finally:
-            if not passed.done():
-                passed.set_result(None)
             if isinstance(self._replay, DurableReplay):
                 self._replay.settle(prepared)
             self._compact_if_due()

@@ -193,6 +193,31 @@ def test_rows_are_written_beside_other_calls_and_inserts_keep_their_order(tmp_pa
     again.close()
 
 
+def test_an_insert_that_finds_the_disk_full_holds_up_no_other(tmp_path, monkeypatch):
+    monkeypatch.setattr("replay.durable.ROWS_FIRST_BYTES", 4_000)
+    has_room, write = threading.Event(), DurableReplay.write_rows
+
+    def full(replay, prepared):
+        if not has_room.is_set():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(replay, prepared)
+
+    async def main():
+        actor = start(tmp_path)
+        monkeypatch.setattr(DurableReplay, "write_rows", full)
+        large = asyncio.ensure_future(actor.insert(batch_of("p0", "p1")))
+        await asyncio.wait_for(actor.insert(batch_of("p2")), 5)
+        assert not large.done()
+        has_room.set()
+        assert (await asyncio.wait_for(large, 10)).groups == 2
+        actor._replay.close()
+
+    asyncio.run(main())
+    again = DurableReplay(ReplayConfig(mode=ReplayMode.prioritized), seed=0, folder=tmp_path)
+    assert len(again.buffer) == 12
+    again.close()
+
+
 @pytest.mark.parametrize("ending", ["cancelled", "late"])
 def test_rows_that_do_not_come_in_hold_up_nothing(tmp_path, monkeypatch, ending):
     monkeypatch.setattr("replay.durable.MIN_COMPACTION_BYTES", 4)
