@@ -167,7 +167,7 @@ class Recovery:
     def _redo_insert(self, buffer: ReplayBuffer, record: Record, number: int) -> None:
         file, offset = record.meta.get("at", (number, record.offset))
         self.needed_files.add(file)
-        holding = record if "at" not in record.meta else self._records.at(file, offset)
+        holding = self._records.holding_rows_of(record)
         if isinstance(holding, str):
             self._refuse(f"{holding}, where rows of {record.where} lie")
             return

@@ -185,6 +185,17 @@ class RecordReader:
         found = record_at(self._data(file), offset, path)
         return found if isinstance(found, Record) else f"{path} is damaged at byte {offset} ({found})"
 
+    def holding_rows_of(self, insert: Record) -> Record | str:
+        """Find the record in which an insert's rows lie.
+
+        Args:
+            insert: the command.
+
+        Returns:
+            The command itself, or what it refers to; or what is wrong, as ``at`` says it.
+        """
+        return self.at(*insert.meta["at"]) if "at" in insert.meta else insert
+
     def never_written(self, file: int, offset: int) -> bool:
         """Tell a record that the disk never got from one that is damaged.
 

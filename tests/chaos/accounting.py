@@ -15,8 +15,8 @@ from pathlib import Path
 import pyarrow as pa
 import xxhash
 
-from algorithms.schema import TRAJECTORY_SCHEMA
-from replay.journal import OPEN, SEALED, numbered_path, read_segment, segments
+from replay.journal import OPEN, SEALED, JournalError, Record, numbered_path, read_segment, segments
+from replay.row_records import RecordReader, rows_in
 from replay.snapshot import read_snapshot
 
 CONTENT = ("trajectory_id", "response_token_ids", "behavior_logprobs", "version_spans", "reward", "advantage")
@@ -47,10 +47,10 @@ class Acknowledged:
             copy = folder.parent / ".journal-copy"  # a torn end is cut off, which only the writer may do to its file
             if not any(_copied(numbered_path(folder, kind, number), copy) for kind in (OPEN, SEALED)):
                 continue  # compacted away just now; what it held was read before, or all of its rows have left
+            reader = RecordReader(folder)  # anew: rows are written before the command that refers to them
             for record in read_segment(copy, last=True):
-                if record.meta["kind"] == "insert":
-                    rows = pa.ipc.read_record_batch(pa.py_buffer(record.body[: record.meta["rows_bytes"]]), TRAJECTORY_SCHEMA)
-                    self._accept(rows, record.meta["turns"])
+                if record.meta["kind"] == "insert" and (holding := _holding_rows_of(record, reader)) is not None:
+                    self._accept(rows_in(holding), record.meta["turns"])
             copy.unlink()
 
     def driver_resumed(self, first_turn: int, checkpoint: Path) -> None:
@@ -165,6 +165,19 @@ def _rows_of(path: Path) -> pa.RecordBatch | None:
         return None
     with pa.ipc.open_file(path) as reader:
         return pa.concat_batches([reader.get_batch(i) for i in range(reader.num_record_batches)])
+
+
+def _holding_rows_of(insert: Record, reader: RecordReader) -> Record | None:
+    """The record with an insert's rows; None: all of them have left, and their file with them."""
+    try:
+        found = reader.holding_rows_of(insert)
+    except FileNotFoundError:  # just now
+        return None
+    if isinstance(found, str):
+        if reader.has(insert.meta["at"][0]):
+            raise JournalError(found)
+        return None
+    return found
 
 
 def _copied(path: Path, copy: Path) -> bool:

@@ -9,18 +9,21 @@ import pytest
 
 from algorithms.schema import to_record_batch
 from conf.schema import ReplayConfig, ReplayMode
+from replay import durable
 from replay.archive import TrajectoryArchive
 from replay.buffer import ReplayBuffer
 from replay.durable import DurableReplay
+from replay.journal import JournalError
 from tests.chaos.accounting import Acknowledged, judge
 from tests.fakes import make_group
 
 PER_STEP = 2
 
 
-@pytest.fixture
-def run(tmp_path: Path):
+@pytest.fixture(params=[0, durable.ROWS_FIRST_BYTES], ids=["rows first", "rows within"])
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest):
     """Two steps of two groups, and a group that waits for the third."""
+    monkeypatch.setattr(durable, "ROWS_FIRST_BYTES", request.param)
     replay = DurableReplay(ReplayConfig(mode=ReplayMode.none), seed=0, folder=tmp_path / "journal")
     archive = TrajectoryArchive(tmp_path / "trajectories")
     rows = []
@@ -40,6 +43,20 @@ def test_a_clean_run(run):
     folder, acknowledged, _ = run
     verdict = judge(folder, acknowledged, prompts_per_step=PER_STEP)
     assert verdict.clean and (verdict.steps, verdict.acknowledged, verdict.consumed, verdict.waiting) == (2, 10, 8, 2)
+
+
+def test_rows_that_are_gone_have_left_and_rows_that_are_damaged_are_told(run):
+    folder, _, _ = run
+    for path in (folder / "journal").glob("rows-*"):
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(JournalError, match=f"{path.name} is damaged"):
+            Acknowledged().read_journal(folder / "journal")
+        path.unlink()
+        again = Acknowledged()
+        again.read_journal(folder / "journal")
+        assert not again.groups
 
 
 def test_what_was_acknowledged_and_not_consumed_is_lost(run):
