@@ -135,6 +135,10 @@ class ReplayWriter:
 
     def _send(self) -> None:
         under_way: deque[_Call] = deque()
+        with self._changed:  # a writer that nobody uses asks nothing, and needn't be waited for
+            self._changed.wait_for(lambda: self._inserts or self._priorities or self._closed)
+            if not (self._inserts or self._priorities):
+                return
         block_rows = min(self._block_rows, _call_sizes(self._replay, self._timeout_s).inserts)
         while True:
             with self._changed:

@@ -76,7 +76,8 @@ class PagePool:
     def _trim(self) -> None:
         """Give back to the system what wasn't in use for a while."""
         while self.free_bytes and self.used_bytes + self.free_bytes > max(self._peaks):
-            self._pop(next(iter(self._free)))
+            if (size := next(iter(self._free), None)) is not None:  # the collector may have come between, with blocks of its own
+                self._pop(size)
 
     def _pop(self, size: int) -> mmap.mmap:
         """Take a free block out."""

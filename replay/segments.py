@@ -129,8 +129,7 @@ class SegmentWriter:
                 begin = time.monotonic()
                 self._dirty.clear()
                 self.sync()
-                took = time.monotonic() - begin  # the next one takes no more than twice as long, or half of the time is left for it
-                self._ending.wait(max(self._sync_s / 2, self._sync_s - 2 * took) - took)
+                self._ending.wait(max(0.0, self._sync_s / 2 - (time.monotonic() - begin)))  # half of the time is the fsync's
             if self._sealed_path is not None:
                 self.sync()
                 self._close()

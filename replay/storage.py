@@ -401,9 +401,9 @@ class Storage:
             places: [N] of rows, those of the batches among them, by key.
         """
         of = self._columns["batch"][places]
-        places, of = places[np.isin(of, numbers)], of[np.isin(of, numbers)]
-        by_batch = np.argsort(of, kind="stable")
-        places, of = places[by_batch], of[by_batch]
+        among = np.flatnonzero(np.isin(of, numbers))
+        among = among[np.argsort(of[among], kind="stable")]  # batch by batch
+        places, of = places[among], of[among]
         schema = pa.schema([self.schema.field(name) for name in self._wide])
         left = sorted(numbers)
         for part in in_lots(np.arange(len(places)), self._columns["row_bytes"][places]):

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -229,6 +230,15 @@ def test_a_client_keeps_to_the_bounds_of_replay_whatever_piles_up(start):
     while not all(done.done() for done in futures):  # draws let the rest in
         ray.get(replay.sample.options(num_returns=2).remote(batch_size=4), timeout=30)
     writer.close()
+
+
+def test_a_writer_that_nobody_uses_ends_though_its_actor_never_starts():
+    nowhere = ReplayActor.options(num_cpus=1000).remote(ReplayConfig(), seed=0)
+    closing = threading.Thread(target=ReplayWriter(nowhere, timeout_s=120.0).close, daemon=True)
+    closing.start()
+    closing.join(30)
+    assert not closing.is_alive()
+    ray.kill(nowhere)
 
 
 def test_a_client_bounds_its_calls_by_bytes(start, monkeypatch):
