@@ -1,5 +1,7 @@
 """A base of the journal: rows stay where they lie, the disk stays bounded, and no crash while it is written costs anything."""
 
+import contextlib
+import errno
 import os
 import shutil
 import threading
@@ -235,16 +237,16 @@ OPERATIONS = ("open", "fsync", "pwritev", "pwrite", "replace", "rename", "unlink
 
 
 def crash_at(step):
-    """Let the step-th file operation of this thread, counted from now on, not happen and none after it."""
+    """Let the step-th file operation of this thread, counted from now on, not happen, and none after it in any thread."""
     done, me, patches = [0], threading.get_ident(), []
     for name in OPERATIONS:
         real = getattr(os, name)
 
         def operation(*arguments, real=real, **words):
-            if threading.get_ident() == me:
-                done[0] += 1
-                if done[0] > step:
-                    raise Crash
+            mine = threading.get_ident() == me
+            done[0] += mine
+            if done[0] > step:
+                raise Crash if mine else OSError(errno.EIO, "the process has ended")
             return real(*arguments, **words)
 
         patches.append(mock.patch.object(os, name, operation))
@@ -274,6 +276,8 @@ def test_a_crash_at_any_step_of_writing_a_base_loses_nothing(tmp_path, monkeypat
             assert finished  # else nothing was moved, and not all steps were taken
         except Crash:
             step += 1
+            with contextlib.suppress(OSError):
+                replay._segments.wait_sealed()  # its thread ends with the process
         finally:
             for patch in patches:
                 patch.stop()
