@@ -29,7 +29,9 @@ class GrowingRows:
     def __init__(self, schema: pa.Schema) -> None:
         self._schema = schema
         self._columns = {field.name: _column(field.type) for field in schema}
-        self._views: dict[str, pa.Array] = {}  # of all rows, those that were asked for since rows were added
+        # of all rows, what was asked for since rows were added
+        self._views: dict[str, pa.Array] = {}
+        self._selected: dict[tuple[str, ...], pa.RecordBatch] = {}
 
     def select(self, names: Sequence[str]) -> pa.RecordBatch:
         """Look at all rows; those that are added later are not among them.
@@ -40,11 +42,13 @@ class GrowingRows:
         Returns:
             These columns.
         """
-        for name in names:
-            if name not in self._views:
+        wanted = tuple(names)
+        if wanted not in self._selected:
+            for name in set(names) - self._views.keys():
                 self._views[name] = self._columns[name].view()
-        schema = self._schema if names == self._schema.names else pa.schema([self._schema.field(name) for name in names])
-        return pa.RecordBatch.from_arrays([self._views[name] for name in names], schema=schema)
+            schema = pa.schema([self._schema.field(name) for name in names])
+            self._selected[wanted] = pa.RecordBatch.from_arrays([self._views[name] for name in names], schema=schema)
+        return self._selected[wanted]
 
     def extend(self, batch: pa.RecordBatch) -> None:
         """Add rows.
@@ -54,7 +58,7 @@ class GrowingRows:
         """
         for column, added in zip(self._columns.values(), batch.columns, strict=True):
             column.extend(added)
-        self._views = {}
+        self._views, self._selected = {}, {}
 
 
 class GrowingValues:

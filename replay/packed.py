@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from replay.growing import GrowingRows, GrowingValues
 
-MAX_ROWS = 65536  # of a batch: copying half of it moves some 10 MB, and whoever waits for it doesn't notice
+MAX_ROWS = 2**18  # of a batch: copying half of it takes some 50 ms, and a million rows are in four or five
 MAX_BYTES = 2**29  # of a batch: Arrow's offsets end at 2 GiB
 
 
@@ -157,11 +157,13 @@ class PackedRows:
         Returns:
             What reads them.
         """
-        parts, asked = [], []
-        for pack, at in self._split(keys):
-            parts.append((pack.select(self.schema.names if columns is None else list(columns)), pack.find(keys[at])))
-            asked.append(at)
-        return PackedSelection(parts=parts, order=np.argsort(np.concatenate(asked)) if len(parts) > 1 else None)
+        names = self.schema.names if columns is None else list(columns)
+        if len(self._packs) == 1:
+            return PackedSelection(parts=[(self._packs[0].select(names), self._packs[0].find(keys))], order=None)
+        by_key = np.argsort(keys)
+        order = np.empty(len(keys), np.int64)
+        order[by_key] = np.arange(len(keys))
+        return PackedSelection(parts=[(pack.select(names), pack.find(mine)) for pack, mine in self._split(keys[by_key])], order=order)
 
     def remove(self, keys: NDArray[np.int64]) -> None:
         """Forget rows; a batch goes with its last row.
@@ -169,8 +171,8 @@ class PackedRows:
         Args:
             keys: [K >= 1] of rows that are there, distinct.
         """
-        for pack, at in self._split(keys):
-            pack.remove(pack.find(keys[at]))
+        for pack, mine in self._split(np.sort(keys)):
+            pack.remove(pack.find(mine))
         self._packs = [pack for pack in self._packs if pack.num_alive]
         self._recount()
 
@@ -191,11 +193,10 @@ class PackedRows:
         return copy
 
     def _split(self, keys: NDArray[np.int64]) -> list[tuple[_Pack, NDArray[np.int64]]]:
-        """The packs that keys are in, with the indices of those of each."""
-        if len(self._packs) == 1:
-            return [(self._packs[0], np.arange(len(keys)))]
-        which = np.searchsorted(self._first_keys, keys, side="right") - 1
-        return [(self._packs[number], np.flatnonzero(which == number)) for number in np.unique(which).tolist()]
+        """The packs that rising keys are in, with those of each."""
+        bounds = [*np.searchsorted(keys, self._first_keys).tolist(), len(keys)]
+        runs = zip(self._packs, bounds, bounds[1:], strict=False)
+        return [(pack, keys[start:end]) for pack, start, end in runs if start < end]
 
     def _tidied(self) -> list[_Pack]:
         """The packs, neighbours that half a pack can hold copied together."""

@@ -195,12 +195,17 @@ class Storage:
         Returns:
             [K] places, meaningful only where the second array, [K] bool, says that the row is there.
         """
-        stored = self.column("key")
+        stored, alive = self.column("key"), self.column("alive")
+        if self._num_alive:  # as long as no rows were moved past others that left, a key tells its place
+            places = keys - stored[self._head] + self._head
+            inside = (places >= self._head) & (places < len(stored))
+            if inside.all() and (stored[places] == keys).all() and alive[places].all():
+                return places, inside
         places = np.searchsorted(stored, keys)
         found = np.zeros(len(keys), dtype=bool)
         inside = places < len(stored)
         at = places[inside]
-        found[inside] = (stored[at] == keys[inside]) & self.column("alive")[at]
+        found[inside] = (stored[at] == keys[inside]) & alive[at]
         return places, found
 
     def first_open(self, num: int) -> NDArray[np.int64]:

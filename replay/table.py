@@ -243,9 +243,11 @@ class Table:
             How many keys were there.
 
         """
+        order = np.argsort(keys, kind="stable")
+        keys, values = keys[order], priorities[order]
         places, found = self.storage.find(keys)
-        places, values = places[found], priorities[found]
-        last = len(places) - 1 - np.unique(places[::-1], return_index=True)[1]
+        last = found.copy()
+        last[:-1] &= keys[1:] != keys[:-1]
         places, values = places[last], values[last]
         self.storage.column("priority")[places] = values
         if self._tree is not None:
