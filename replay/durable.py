@@ -11,9 +11,10 @@ already. With a new base those files go in which no row lies that is still there
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ from replay.row_files import RowFiles
 from replay.row_records import encoded_rows, journal_files
 from replay.segments import Segments, seal
 from replay.snapshot import Saved
-from replay.whereabouts import Places, Whereabouts
+from replay.spare_files import SpareFiles
+from replay.whereabouts import Places, Whereabouts, of_rows
 
 MIN_COMPACTION_BYTES = 64 * 2**20  # below it a journal isn't worth a new base
 FILES_TO_HELD = 3  # bytes of the journal for each byte that the buffer holds before there is a new base,
@@ -81,6 +83,7 @@ class DurableReplay:
         self.problems, self.buffer = recovered.problems, recovered.buffer
         self._last = recovered.last  # what was answered last, until the next draw
         self._whereabouts = recovered.whereabouts
+        self._spares = SpareFiles(self._folder)
         self._tidy(max(numbered_files(self._folder, BASE), default=0), journal_files(self._folder).keys() - recovered.needed_files)
         start = {"kind": "start", "config": _plain(config), "seed": seed}
         for path in numbered_files(self._folder, ROWS).values():
@@ -89,7 +92,7 @@ class DurableReplay:
             if not is_sealed(path):
                 seal(path, numbered_path(self._folder, SEALED, number))
         self._ended = {number: path.stat().st_size for number, path in segments(self._folder).items()}
-        self._rows = RowFiles(self._folder)
+        self._rows = RowFiles(self._folder, self._spares)
         self._segments = Segments(
             self._folder,
             number=recovered.last_segment + 1,
@@ -98,12 +101,12 @@ class DurableReplay:
             sync_before=self._rows.sync,
             start=start,
         )
+        self._trim_spares()
 
     @property
     def wants_compaction(self) -> bool:
         """Whether the journal outweighs what it leads to by far."""
-        num_bytes = sum(self._ended.values()) + self._segments.num_bytes + self._rows.num_bytes
-        return num_bytes > max(MIN_COMPACTION_BYTES, FILES_TO_HELD * self.buffer.num_bytes)
+        return self._num_bytes > self._most_bytes
 
     def insert(
         self, batch: pa.RecordBatch, turns: Mapping[str, int] | None = None, images: Mapping[str, bytes] | None = None
@@ -139,7 +142,8 @@ class DurableReplay:
         """
         if not self.writes_first(prepared):
             return prepared
-        return dataclasses.replace(prepared, written=self._rows.write(prepared.encoded, file_bytes=self._file_bytes))
+        with self._giving_up_spares():
+            return dataclasses.replace(prepared, written=self._rows.write(prepared.encoded, file_bytes=self._file_bytes))
 
     def settle(self, prepared: Prepared) -> None:
         """Note that rows were inserted, or won't be.
@@ -259,11 +263,12 @@ class DurableReplay:
         """
         moved = MovedRows(self._folder, self._rows.take_number, file_bytes=self._file_bytes)
         try:
-            places = move(begun.saved, begun.places, begun.before, moved, spare=SPARE, least_spare=MIN_COMPACTION_BYTES // 2)
-            moved.close()
-            self._segments.wait_sealed()  # a base is not before what it refers to
-            self._rows.sync()
-            write_base(self._folder, begun.number, begun.saved, places, sequence=begun.sequence)
+            with self._giving_up_spares():
+                places = move(begun.saved, begun.places, begun.before, moved, spare=SPARE, least_spare=MIN_COMPACTION_BYTES // 2)
+                moved.close()
+                self._segments.wait_sealed()  # a base is not before what it refers to
+                self._rows.sync()
+                write_base(self._folder, begun.number, begun.saved, places, sequence=begun.sequence)
         except OSError:
             moved.discard()
             raise
@@ -274,6 +279,7 @@ class DurableReplay:
         self._rows.forget(unneeded)
         for file in unneeded:
             self._ended.pop(file, None)
+        self._trim_spares()
 
     def sync(self) -> None:
         """Bring everything to the disk; in any thread."""
@@ -285,21 +291,48 @@ class DurableReplay:
         self._rows.close()
 
     @property
+    def _num_bytes(self) -> int:
+        """Of all files that something may refer to."""
+        return sum(self._ended.values()) + self._segments.num_bytes + self._rows.num_bytes
+
+    @property
+    def _most_bytes(self) -> int:
+        """That they may have before a new base."""
+        return max(MIN_COMPACTION_BYTES, FILES_TO_HELD * self.buffer.num_bytes)
+
+    @property
     def _file_bytes(self) -> int:
         """Size at which a segment ends."""
         return min(max(MIN_COMPACTION_BYTES, self.buffer.num_bytes) // SEGMENTS_PER_BUFFER, MAX_SEGMENT_BYTES)
 
     def _append(self, kind: str, meta: dict[str, Any], body: list[Any] | None = None) -> tuple[int, int]:
         """Write a record; its segment and its place there."""
-        offset = self._segments.append({"kind": kind, "draws": self._draw_log.intdigest(), **meta}, body or [])
+        known = {"kind": kind, "draws": self._draw_log.intdigest(), "synced": self._segments.synced}
+        with self._giving_up_spares():
+            offset = self._segments.append({**known, **meta}, body or [])
         return self._segments.number, offset
 
     def _rotate(self) -> None:
         """Begin the next segment, and the checksum of its draws."""
         number, num_bytes = self._segments.number, self._segments.num_bytes
-        self._segments.rotate()
+        with self._giving_up_spares():
+            self._segments.rotate()
         self._draw_log = xxhash.xxh3_64()
         self._ended[number] = num_bytes
+        self._trim_spares()
+
+    @contextlib.contextmanager
+    def _giving_up_spares(self) -> Iterator[None]:
+        """Write something, and let go of files that wait to be written over when that fails: the disk may be full."""
+        try:
+            yield
+        except OSError:
+            self._spares.trim(0)
+            raise
+
+    def _trim_spares(self) -> None:
+        """Let files that wait to be written over take no more room than the journal may have until its next base."""
+        self._spares.trim(max(self._most_bytes - self._num_bytes, 0))
 
     def _tidy(self, number: int, unneeded: Collection[int]) -> None:
         """Delete what a base has taken the place of, and what a process left that ended within writing one.
@@ -310,7 +343,10 @@ class DurableReplay:
         """
         for file, path in journal_files(self._folder).items():
             if file < number and file in unneeded:
-                path.unlink()
+                if file < 0:
+                    self._spares.add(path, of_rows(file))
+                else:
+                    path.unlink()
         for other, path in numbered_files(self._folder, BASE).items():
             if other != number:
                 path.unlink()

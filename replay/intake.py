@@ -5,6 +5,7 @@ Owns turns and the ids of the groups that came. Must not know the table, draws o
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -150,8 +151,9 @@ class Intake:
     def _remember(self, admitted: Admitted) -> None:
         self._next_serial += len(admitted.arrivals.rows)
         self._known.update(dict.fromkeys(summary.group_id for summary in admitted.arrivals.summaries))
-        while len(self._known) > REMEMBERED_GROUPS:
-            del self._known[next(iter(self._known))]
+        # at once: a dict that begins with what was deleted is searched from there for its first key
+        for name in list(itertools.islice(self._known, max(len(self._known) - REMEMBERED_GROUPS, 0))):
+            del self._known[name]
 
     def state(self) -> dict[str, Any]:
         """The turns and ids, as JSON can hold them."""

@@ -24,7 +24,7 @@ FIELDS = struct.Struct("<4sIQQQQ")  # magic, 0, sequence number, bytes of the JS
 CHECKSUM = struct.Struct("<Q")  # of the fields before it
 HEADER_BYTES = FIELDS.size + CHECKSUM.size
 SUFFIX = ".journal"
-OPEN, SEALED, ROWS, BASE = "segment", "sealed", "rows", "base"  # what the names of files begin with
+OPEN, SEALED, ROWS, SPARE, BASE = "segment", "sealed", "rows", "spare", "base"  # what the names of files begin with
 
 
 class JournalError(RuntimeError):
@@ -53,7 +53,7 @@ def numbered_path(folder: Path, kind: str, number: int) -> Path:
 
     Args:
         folder: of the journal.
-        kind: OPEN, SEALED, ROWS or BASE.
+        kind: OPEN, SEALED, ROWS, SPARE or BASE.
         number: >= 0.
 
     Returns:

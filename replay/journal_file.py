@@ -27,18 +27,19 @@ _NOTHING = memoryview(b"")
 
 
 class JournalFile:
-    """A new file.
+    """A file that is written from its beginning.
 
     Args:
-        path: made; it must not exist.
+        path: of it.
+        over: it's there, and is written over; False: it's made, and must not exist.
 
     Raises:
-        OSError: when it can't be made.
+        OSError: when it can't be made, or opened.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, over: bool = False) -> None:
         self._path = path
-        self._file: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        self._file: int | None = os.open(path, os.O_WRONLY | (0 if over else os.O_CREAT | os.O_EXCL))
         self._direct: int | None = None
         self._piece: mmap.mmap | None = None
         self._named = False  # whether the disk holds the file's name
@@ -49,7 +50,7 @@ class JournalFile:
 
         Args:
             views: of bytes.
-            offset: the end of the file.
+            offset: the end of what was written before.
 
         Raises:
             OSError: when they can't be written; the file may have grown all the same.

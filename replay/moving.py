@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from replay.journal import ROWS, numbered_path
-from replay.row_records import encoded_rows
+from replay.row_records import encoded_rows, first_sequence
 from replay.segments import SegmentWriter
 from replay.snapshot import Saved
 from replay.whereabouts import RUN, Places, of_rows, runs_of, serials_of
@@ -86,7 +86,7 @@ class MovedRows:
             number = self._take_number()
             self._name = of_rows(number)
             self._written[self._name] = numbered_path(self._folder, ROWS, number)
-            self._writer = SegmentWriter(self._written[self._name], sequence=0, sync_s=SYNC_S)
+            self._writer = SegmentWriter(self._written[self._name], sequence=first_sequence(number), sync_s=SYNC_S)
         meta, body = encoded_rows(rows.serialize() if rows is not None else None, images)
         offset = self._writer.append({"kind": "rows", **meta}, body)
         self._runs.append(runs_of(serials, file=self._name, offset=offset))

@@ -21,11 +21,12 @@ ALIGNMENT = 64  # of a record's body: Arrow reads rows where they lie
 
 
 class RecordFile:
-    """A new file of records; one thread appends, any thread may bring them to the disk.
+    """A file of records, from its beginning; one thread appends, any thread may bring them to the disk.
 
     Args:
-        path: made; it must not exist.
+        path: of it; made, and it must not exist, unless it is written over.
         sequence: of the first record.
+        over_bytes: of a file that is there, and is written over; None: a new one.
         alignment: of the records' bodies in the file, bytes.
         writing: held while a record goes to the disk, but not while its checksum is taken.
 
@@ -34,14 +35,21 @@ class RecordFile:
     """
 
     def __init__(
-        self, path: Path, *, sequence: int = 0, alignment: int = ALIGNMENT, writing: AbstractContextManager[Any] | None = None
+        self,
+        path: Path,
+        *,
+        sequence: int = 0,
+        over_bytes: int | None = None,
+        alignment: int = ALIGNMENT,
+        writing: AbstractContextManager[Any] | None = None,
     ) -> None:
         self.path = path
         self.sequence = sequence
         self.num_bytes = 0
+        self._over_bytes = over_bytes or 0
         self._alignment = alignment
         self._writing = writing if writing is not None else nullcontext()
-        self._file = JournalFile(path)
+        self._file = JournalFile(path, over=over_bytes is not None)
         self._failure: OSError | None = None
 
     def append(self, meta: dict[str, Any], body: Sequence[Any] = ()) -> int:
@@ -74,12 +82,18 @@ class RecordFile:
         except OSError as error:
             try:
                 self._file.truncate(offset)
+                self._over_bytes = 0
             except OSError as second:  # what was written of the record stays, so nothing may follow it
                 self.fail(second)
             raise OSError(error.errno, f"{self.path} can't be written: {error.strerror}") from error
         self.num_bytes += HEADER_BYTES + len(text) + body_bytes
         self.sequence += 1
         return offset
+
+    @property
+    def disk_bytes(self) -> int:
+        """Of the file, what isn't written over yet included."""
+        return max(self.num_bytes, self._over_bytes)
 
     @property
     def is_sound(self) -> bool:

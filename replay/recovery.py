@@ -106,7 +106,9 @@ class Recovery:
                         return replaying
                     self._refuse(f"{record.where} is record {record.sequence}, {self.sequence} was expected")
                     damaged = True
-                if not is_sealed(path) and self._rows_never_written(record):
+                holding = self._records.holding_rows_of(record)
+                if isinstance(holding, str) and not is_sealed(path) and not self._was_synced(record, paths, number):
+                    logger.warning("%s and what follows are given up: the machine stopped before the disk held its rows", record.where)
                     os.truncate(path, record.offset)
                     self._cut_off([path for other, path in paths.items() if other > number])
                     return replaying
@@ -115,7 +117,7 @@ class Recovery:
                     self._draw_log = xxhash.xxh3_64()
                     replaying = self._buffer_of(record, saved, replaying)
                 elif replaying is not None:
-                    self._redo(replaying, record, number, damaged=damaged)
+                    self._redo(replaying, record, holding, number, damaged=damaged)
         return replaying
 
     def _cut_off(self, paths: Sequence[Path]) -> None:
@@ -141,14 +143,14 @@ class Recovery:
             buffer.load(saved)
         return buffer
 
-    def _redo(self, buffer: ReplayBuffer, record: Record, number: int, *, damaged: bool) -> None:
-        """Do what a record says."""
+    def _redo(self, buffer: ReplayBuffer, record: Record, holding: Record | str, number: int, *, damaged: bool) -> None:
+        """Do what a record says, whose rows are in another one, or itself."""
         meta = record.meta
         if not damaged and meta["draws"] != self._draw_log.intdigest():
             self._refuse(f"{record.where}: doing the journal again has led to other draws; was it written by another version?")
         try:
             if meta["kind"] == "insert":
-                self._redo_insert(buffer, record, number)
+                self._redo_insert(buffer, record, holding, number)
             elif meta["kind"] == "sample" and damaged:
                 buffer.consume(through_turn=meta["through_turn"], policy_version=meta["request"]["policy_version"])
             elif meta["kind"] == "sample":
@@ -164,10 +166,9 @@ class Recovery:
         except (ValueError, RuntimeError) as error:
             self._refuse(f"{record.where} can't be done again: {error}")
 
-    def _redo_insert(self, buffer: ReplayBuffer, record: Record, number: int) -> None:
+    def _redo_insert(self, buffer: ReplayBuffer, record: Record, holding: Record | str, number: int) -> None:
         file, offset = record.meta.get("at", (number, record.offset))
         self.needed_files.add(file)
-        holding = self._records.holding_rows_of(record)
         if isinstance(holding, str):
             self._refuse(f"{holding}, where rows of {record.where} lie")
             return
@@ -179,12 +180,10 @@ class Recovery:
         buffer.add(admitted)
         buffer.count_duplicates(record.meta["duplicates"])
 
-    def _rows_never_written(self, record: Record) -> bool:
-        """Whether a record reached the disk before the rows that it is about: the machine lost power within one fsync."""
-        lost = "at" in record.meta and self._records.never_written(*record.meta["at"])
-        if lost:
-            logger.warning("%s and what follows are given up: the machine stopped before the disk held its rows", record.where)
-        return lost
+    def _was_synced(self, record: Record, paths: Mapping[int, Path], number: int) -> bool:
+        """Whether later records say that the disk had a record, and its rows; else they were lost with the machine's power, or may be."""
+        later = (other for n, path in paths.items() if n >= number for other in read_segment(path, last=False, strict=False))
+        return any(other.meta.get("synced", 0) > record.sequence for other in later)
 
     def _refuse(self, problem: str) -> None:
         if self._strict:

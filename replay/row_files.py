@@ -15,10 +15,11 @@ from pathlib import Path
 import pyarrow as pa
 
 from replay.intake import Written
-from replay.journal import ROWS, numbered_files, numbered_path
+from replay.journal import ROWS, SPARE, numbered_files, numbered_path
 from replay.pages import PAGE
 from replay.record_file import RecordFile
-from replay.row_records import encoded_rows
+from replay.row_records import encoded_rows, first_sequence
+from replay.spare_files import SpareFiles
 from replay.whereabouts import of_rows
 
 
@@ -27,12 +28,14 @@ class RowFiles:
 
     Args:
         folder: of the journal.
+        spares: files to write over.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, spares: SpareFiles) -> None:
         self._folder = folder
+        self._spares = spares
         files = numbered_files(folder, ROWS)
-        self._next_number = max(files, default=-1) + 1
+        self._next_number = max([*files, *numbered_files(folder, SPARE)], default=-1) + 1
         self._ended = {of_rows(number): path.stat().st_size for number, path in files.items()}
         self._open: dict[int, RecordFile] = {}
         self._idle: list[int] = []  # of the open ones, those that no thread writes to
@@ -47,7 +50,7 @@ class RowFiles:
     def num_bytes(self) -> int:
         """Of all files."""
         with self._lock:
-            return sum(self._ended.values()) + sum(file.num_bytes for file in self._open.values())
+            return sum(self._ended.values()) + sum(file.disk_bytes for file in self._open.values())
 
     def write(self, rows: pa.Buffer, *, file_bytes: int) -> Written:
         """Write rows that may come in; ``settle`` is to follow.
@@ -79,7 +82,7 @@ class RowFiles:
                 if file.is_sound and file.num_bytes < file_bytes:
                     self._idle.append(name)
                 else:
-                    self._ended[name] = self._open.pop(name).num_bytes
+                    self._ended[name] = self._open.pop(name).disk_bytes
         return Written(file=name, offset=offset)
 
     def settle(self, written: Written) -> None:
@@ -160,7 +163,11 @@ class RowFiles:
 
     def _begin(self) -> int:
         """Make the next file; what stands for it in a run."""
-        name = of_rows(self._next_number)
+        number = self._next_number
         self._next_number += 1
-        self._open[name] = RecordFile(numbered_path(self._folder, ROWS, of_rows(name)), alignment=PAGE, writing=self._writing)
-        return name
+        path = numbered_path(self._folder, ROWS, number)
+        over_bytes = self._spares.take(path)
+        self._open[of_rows(number)] = RecordFile(
+            path, sequence=first_sequence(number), over_bytes=over_bytes, alignment=PAGE, writing=self._writing
+        )
+        return of_rows(number)

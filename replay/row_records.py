@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from algorithms.schema import TRAJECTORY_SCHEMA
-from replay.journal import OPEN, ROWS, Record, is_torn, map_file, numbered_files, numbered_path, record_at, segments
+from replay.journal import OPEN, ROWS, Record, map_file, numbered_files, numbered_path, record_at, segments
 from replay.whereabouts import Places, of_rows
 
 
@@ -31,6 +31,18 @@ def encoded_rows(rows: pa.Buffer | None, images: Mapping[str, bytes]) -> tuple[d
     names = sorted(images)
     meta = {"rows_bytes": rows.size if rows is not None else 0, "images": [[name, len(images[name])] for name in names]}
     return meta, [*([rows] if rows is not None else []), *(images[name] for name in names)]
+
+
+def first_sequence(number: int) -> int:
+    """Number the records of a file of rows so that none has the number of one of another file, which may lie in the same place.
+
+    Args:
+        number: of the file, which no file had before that this one is written over.
+
+    Returns:
+        The number of its first record.
+    """
+    return number << 32
 
 
 def rows_in(record: Record) -> pa.RecordBatch:
@@ -183,27 +195,20 @@ class RecordReader:
             return f"{self._folder} has no {name_of(file)}"
         path = self._paths[file]
         found = record_at(self._data(file), offset, path)
+        if isinstance(found, Record) and file < 0 and found.sequence >> 32 != of_rows(file):
+            found = f"record {found.sequence} is of the file that was there before"
         return found if isinstance(found, Record) else f"{path} is damaged at byte {offset} ({found})"
 
-    def holding_rows_of(self, insert: Record) -> Record | str:
-        """Find the record in which an insert's rows lie.
+    def holding_rows_of(self, command: Record) -> Record | str:
+        """Find the record in which a command's rows lie.
 
         Args:
-            insert: the command.
+            command: of a segment.
 
         Returns:
             The command itself, or what it refers to; or what is wrong, as ``at`` says it.
         """
-        return self.at(*insert.meta["at"]) if "at" in insert.meta else insert
-
-    def never_written(self, file: int, offset: int) -> bool:
-        """Tell a record that the disk never got from one that is damaged.
-
-        Args:
-            file: that it would be in, what stands for it in a run.
-            offset: where it would begin.
-        """
-        return not self.has(file) or is_torn(self._data(file), offset)
+        return self.at(*command.meta["at"]) if "at" in command.meta else command
 
     def _data(self, file: int) -> memoryview:
         if file not in self._mapped:

@@ -34,6 +34,7 @@ class SegmentWriter:
         self._sync_s = sync_s
         self._sync_before = sync_before
         self._file = RecordFile(path, sequence=sequence)
+        self.synced = sequence  # of the first record that the disk may not have
         self._on_disk = threading.Lock()  # one brings the file to the disk, or closes it, at a time
         self._dirty = threading.Event()
         self._ending = threading.Event()
@@ -73,8 +74,10 @@ class SegmentWriter:
             OSError: when the disk doesn't take it.
         """
         with self._on_disk:
+            written = self.sequence
             self._sync_before()
             self._file.sync()
+            self.synced = written
 
     def seal(self, path: Path) -> None:
         """End the file in the thread: once the disk has all of it, it gets another name.
@@ -175,6 +178,11 @@ class Segments:
     def sequence(self) -> int:
         """Of the next record."""
         return self._writer.sequence
+
+    @property
+    def synced(self) -> int:
+        """Of the first record that the disk may not have."""
+        return self._ending.synced if self._ending is not None and self._ending.is_busy else self._writer.synced
 
     @property
     def may_rotate(self) -> bool:

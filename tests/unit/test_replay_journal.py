@@ -94,7 +94,8 @@ def test_any_sequence_with_restarts_equals_the_same_without(tmp_path, monkeypatc
         elif event == "compact":
             durable.finish_compaction(durable.begin_compaction())
         elif event == "step":
-            assert same(step_of(plain, step), step_of(durable, step))
+            if plain.buffer.has_room(21):  # both inserts of a step, retries included
+                assert same(step_of(plain, step), step_of(durable, step))
         elif event == "insert":
             for one in (plain, durable):
                 if one.buffer.has_room(3):

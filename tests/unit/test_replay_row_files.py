@@ -17,6 +17,7 @@ from replay import durable as durable_module
 from replay.intake import prepare
 from replay.journal import JournalError
 from replay.row_files import RowFiles
+from replay.spare_files import SpareFiles
 from tests.unit.test_replay_journal import batch_of, disk_bytes, make_group, open_replay
 
 ROOT = Path(__file__).parents[2]
@@ -135,7 +136,7 @@ def test_images_are_written_with_the_command(tmp_path):
 
 
 def test_many_threads_write_beside_each_other(tmp_path):
-    files, rows = RowFiles(tmp_path), {i: prepare(group(i, tokens=5 * i), {}).encoded for i in range(40)}
+    files, rows = RowFiles(tmp_path, SpareFiles(tmp_path)), {i: prepare(group(i, tokens=5 * i), {}).encoded for i in range(40)}
     written = {}
 
     def write(numbers):
@@ -165,19 +166,30 @@ def test_many_threads_write_beside_each_other(tmp_path):
 # -- a machine that loses power ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
+def written_journal(folder, *, on_disk):
     """A journal whose third and fifth insert lie in a file of their own, as it is when the process is killed."""
-    folder = tmp_path_factory.mktemp("journal")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(durable_module, "ROWS_FIRST_BYTES", 3_000)
-        replay = opened(folder)
+        replay = opened(folder, journal_sync_s=1000.0)
+        time.sleep(0.2)  # its thread has done what there was to do
         for i in range(7):
             replay.insert(group(i, tokens=400 if i in (2, 4) else 5))
+        if on_disk:
+            replay.sync()
         replay.sample(batch_size=2)
         replay.close()
     (path,) = row_files(folder)
     return folder, path.name
+
+
+@pytest.fixture(scope="module")
+def unsynced(tmp_path_factory):
+    return written_journal(tmp_path_factory.mktemp("journal"), on_disk=False)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return written_journal(tmp_path_factory.mktemp("journal"), on_disk=True)
 
 
 def copy_of(written, tmp_path):
@@ -187,8 +199,8 @@ def copy_of(written, tmp_path):
 
 
 @pytest.mark.parametrize("lost", ["file", "everything", "a part", "zeros"])
-def test_a_command_whose_rows_the_disk_never_got_ends_the_journal(written, tmp_path, lost):
-    path = copy_of(written, tmp_path)
+def test_a_command_whose_rows_the_disk_never_got_ends_the_journal(unsynced, tmp_path, lost):
+    path = copy_of(unsynced, tmp_path)
     content = path.read_bytes()
     second = content.index(b"RTJ1", 100)
     if lost == "file":
@@ -295,7 +307,7 @@ def test_a_full_disk_is_told_and_costs_nothing_that_was_acknowledged(tmp_path):
 
 
 def test_a_disk_that_did_not_take_rows_is_not_relied_on_any_more(tmp_path, monkeypatch):
-    files = RowFiles(tmp_path)
+    files = RowFiles(tmp_path, SpareFiles(tmp_path))
     files.write(prepare(group(0), {}).encoded, file_bytes=10**6)
     fsync = os.fsync
 

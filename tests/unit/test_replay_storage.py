@@ -203,7 +203,9 @@ def test_memory_of_rows_that_came_and_went_is_the_rows_and_little_more():
     del message, batch
     gc.collect()
     assert storage.num_bytes > 2 * 10**7
-    assert PAGES.used_bytes + PAGES.free_bytes - before < 1.15 * storage.num_bytes
+    assert PAGES.used_bytes - before < 1.15 * storage.num_bytes
+    # what is kept for the next rows to be moved, and for the next that come, isn't much of a table that is larger than this one
+    assert PAGES.used_bytes + PAGES.free_bytes - before < 1.15 * storage.num_bytes + 2 * wide_batches.TOGETHER_BYTES
 
 
 def test_what_is_known_stays_of_rows_that_cannot_be_read_any_more():
