@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Generic, TypeVar, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +24,11 @@ from replay.snapshot import Saved
 from replay.storage import KNOWN_FIELDS, Storage
 from replay.whereabouts import RUN, Places, serials_of
 
+T = TypeVar("T")
+
 FORMAT = 1
 WRITING = ".base.tmp"
-SUMMARIES_AT_ONCE = 512  # all 65,536 at once would keep other threads from running for a tenth of a second
+AT_ONCE = 512  # values that become Arrow: all 65,536 summaries at once would keep other threads from running for a tenth of a second
 SUMMARY_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 SCHEMAS = {
     "rows": pa.schema([(name, pa.from_numpy_dtype(dtype)) for name, dtype in KNOWN_FIELDS.items()] + [("serial", pa.int64())]),
@@ -39,59 +41,90 @@ SCHEMAS = {
 """What a base holds as Arrow, each as one record batch; the rest of the state is JSON."""
 
 
-def write_base(folder: Path, number: int, saved: Saved, places: Places, *, sequence: int) -> Path:
-    """Write a base.
+class BaseWriter:
+    """Writes the bases of a journal, one at a time.
 
     Args:
-        folder: of the journal; the files that the rows lie in are on the disk.
-        number: of the segment that follows it.
-        saved: a buffer's state.
-        places: of its rows and images.
-        sequence: of the record that follows it.
-
-    Returns:
-        Its file.
-
-    Raises:
-        OSError: when it can't be written; there is no such base then.
+        folder: of the journal.
     """
-    state = dict(saved.state)
-    storage, at = saved.storage, saved.storage.places
-    arrived, known_groups = state.pop("arrived"), state.pop("known_groups")
-    summaries: list[list[Any]] = [[] for _ in SCHEMAS["arrived"]]
-    for start in range(0, len(arrived), SUMMARIES_AT_ONCE):
-        for column, values in zip(summaries, zip(*arrived[start : start + SUMMARIES_AT_ONCE], strict=True), strict=True):
-            column += values
-    columns: dict[str, Sequence[Any]] = {
-        "rows": [storage.column(name)[at] for name in SCHEMAS["rows"].names],
-        "waiting": [saved.waiting_serials, [rows.num_rows for rows in saved.waiting]],
-        "runs": [np.ascontiguousarray(places.runs[name]) for name in SCHEMAS["runs"].names],
-        "images": [list(places.images), *([at[part] for at in places.images.values()] for part in (0, 1))],
-        "known_groups": [known_groups],
-        "arrived": summaries,
-    }
-    body = [_message(SCHEMAS[name], values) for name, values in columns.items()]
-    meta = {
-        "kind": "base",
-        "format": FORMAT,
-        "tables": {name: part.size for name, part in zip(columns, body, strict=True)},
-        "layout": storage.layout,
-        "next_serial": saved.next_serial,
-        "sequence": sequence,
-        "state": state,
-    }
-    writing, path = folder / WRITING, numbered_path(folder, BASE, number)
-    writing.unlink(missing_ok=True)
-    writer = SegmentWriter(writing, sequence=0, sync_s=SYNC_S)
-    try:
-        writer.append(meta, body)
-        writer.close()
-    except OSError:
-        writer.discard()
-        raise
-    os.replace(writing, path)
-    sync_path(folder)
-    return path
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known_groups: _Window[str] = _Window(SCHEMAS["known_groups"], lambda names: [names])
+        self._arrived: _Window[GroupSummary] = _Window(SCHEMAS["arrived"], _transposed)
+
+    def write(self, number: int, saved: Saved, places: Places, *, sequence: int) -> Path:
+        """Write a base.
+
+        Args:
+            number: of the segment that follows it.
+            saved: a buffer's state; the files that its rows lie in are on the disk.
+            places: of its rows and images.
+            sequence: of the record that follows it.
+
+        Returns:
+            Its file.
+
+        Raises:
+            OSError: when it can't be written; there is no such base then.
+        """
+        state = dict(saved.state)
+        storage, at = saved.storage, saved.storage.places
+        columns: dict[str, Sequence[Any]] = {
+            "rows": [storage.column(name)[at] for name in SCHEMAS["rows"].names],
+            "waiting": [saved.waiting_serials, [rows.num_rows for rows in saved.waiting]],
+            "runs": [np.ascontiguousarray(places.runs[name]) for name in SCHEMAS["runs"].names],
+            "images": [list(places.images), *([at[part] for at in places.images.values()] for part in (0, 1))],
+        }
+        tables = {name: _rows_of(SCHEMAS[name], values) for name, values in columns.items()}
+        tables["known_groups"] = self._known_groups.encoded(state.pop("known_groups"))
+        tables["arrived"] = self._arrived.encoded(state.pop("arrived"))
+        body = [rows.serialize() for rows in tables.values()]
+        meta = {
+            "kind": "base",
+            "format": FORMAT,
+            "tables": {name: part.size for name, part in zip(tables, body, strict=True)},
+            "layout": storage.layout,
+            "next_serial": saved.next_serial,
+            "sequence": sequence,
+            "state": state,
+        }
+        writing, path = self._folder / WRITING, numbered_path(self._folder, BASE, number)
+        writing.unlink(missing_ok=True)
+        writer = SegmentWriter(writing, sequence=0, sync_s=SYNC_S)
+        try:
+            writer.append(meta, body)
+            writer.close()
+        except OSError:
+            writer.discard()
+            raise
+        os.replace(writing, path)
+        sync_path(self._folder)
+        return path
+
+
+class _Window(Generic[T]):
+    """Arrow rows of a sequence that grows at its end and loses its beginning; what was there the last time doesn't become Arrow again."""
+
+    def __init__(self, schema: pa.Schema, columns_of: Callable[[Sequence[T]], Sequence[Sequence[Any]]]) -> None:
+        self._schema = schema
+        self._columns_of = columns_of
+        self._last: Sequence[T] = []
+        self._rows = _rows_of(schema, [[] for _ in schema])
+
+    def encoded(self, items: Sequence[T]) -> pa.RecordBatch:
+        """Encode a row for each item."""
+        gone = self._last.index(items[0]) if items and self._last and items[0] in self._last else len(self._last)
+        stays = self._last[gone:] == items[: len(self._last) - gone]
+        parts = [self._rows.slice(gone)] if stays else []
+        for start in range(len(self._last) - gone if stays else 0, len(items), AT_ONCE):
+            parts.append(_rows_of(self._schema, self._columns_of(items[start : start + AT_ONCE])))
+        self._last, self._rows = items, pa.concat_batches(parts) if parts else self._rows.slice(0, 0)
+        return self._rows
+
+
+def _transposed(summaries: Sequence[GroupSummary]) -> list[Sequence[Any]]:
+    return list(zip(*summaries, strict=True))
 
 
 def read_base(path: Path, *, refuse: Callable[[str], None]) -> tuple[Saved, Places, int]:
@@ -141,9 +174,9 @@ def read_base(path: Path, *, refuse: Callable[[str], None]) -> tuple[Saved, Plac
     return saved, places, record.meta["sequence"]
 
 
-def _message(schema: pa.Schema, columns: Sequence[Any]) -> pa.Buffer:
+def _rows_of(schema: pa.Schema, columns: Sequence[Any]) -> pa.RecordBatch:
     arrays = [pa.array(values, type=field.type) for values, field in zip(columns, schema, strict=True)]
-    return pa.RecordBatch.from_arrays(arrays, schema=schema).serialize()
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def _record(path: Path) -> Record:

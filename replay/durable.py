@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from conf.schema import ReplayConfig
 from replay.again import LastDraw
-from replay.base import WRITING, write_base
+from replay.base import WRITING, BaseWriter
 from replay.drawn import Drawn, Sample
 from replay.groups import InsertReceipt
 from replay.intake import Admitted, Prepared, Written, prepare
@@ -93,6 +93,7 @@ class DurableReplay:
                 seal(path, numbered_path(self._folder, SEALED, number))
         self._ended = {number: path.stat().st_size for number, path in segments(self._folder).items()}
         self._rows = RowFiles(self._folder, self._spares)
+        self._bases = BaseWriter(self._folder)
         self._segments = Segments(
             self._folder,
             number=recovered.last_segment + 1,
@@ -268,7 +269,7 @@ class DurableReplay:
                 moved.close()
                 self._segments.wait_sealed()  # a base is not before what it refers to
                 self._rows.sync()
-                write_base(self._folder, begun.number, begun.saved, places, sequence=begun.sequence)
+                self._bases.write(begun.number, begun.saved, places, sequence=begun.sequence)
         except OSError:
             moved.discard()
             raise
@@ -331,8 +332,8 @@ class DurableReplay:
             raise
 
     def _trim_spares(self) -> None:
-        """Let files that wait to be written over take no more room than the journal may have until its next base."""
-        self._spares.trim(max(self._most_bytes - self._num_bytes, 0))
+        """Let files that wait to be written over take no more room than the journal has until its next base: that is begun with a file."""
+        self._spares.trim(max(self._most_bytes + self._file_bytes - self._num_bytes, 0))
 
     def _tidy(self, number: int, unneeded: Collection[int]) -> None:
         """Delete what a base has taken the place of, and what a process left that ended within writing one.

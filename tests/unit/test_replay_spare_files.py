@@ -61,11 +61,11 @@ def test_spare_files_and_all_others_stay_within_the_bound(tmp_path):
         seen = max(seen, num_bytes())
         if replay.wants_compaction:
             compact(replay)
-            assert num_bytes() <= most
-    assert most < seen < 1.25 * most  # a file, which is a quarter, is on its way
+            assert num_bytes() <= 1.25 * most  # a file is a quarter
+    assert most < seen < 1.5 * most
     replay.close()
     again = opened(tmp_path, **SETTINGS)
-    assert num_bytes() <= most
+    assert num_bytes() <= 1.25 * most  # a file is a quarter
     again.close()
 
 
