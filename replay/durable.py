@@ -43,6 +43,7 @@ from replay.whereabouts import Places, Whereabouts, of_rows
 MIN_COMPACTION_BYTES = 64 * 2**20  # below it a journal isn't worth a new base
 FILES_TO_HELD = 3  # bytes of the journal for each byte that the buffer holds before there is a new base,
 SPARE = 0.5  # and that the files may have too many for each byte of rows behind it: in between at least 1.5 times the buffer are written
+SPARE_FILES = 2  # that may be kept beyond that, so that none is deleted for a little room and missed soon after
 SEGMENTS_PER_BUFFER = 4  # a segment goes when all of its rows have left, so that a part of one is what rows leaving in turn hold too many
 MAX_SEGMENT_BYTES = 256 * 2**20  # of a large buffer
 ROWS_FIRST_BYTES = 256 * 2**10  # of rows that get a record of their own, before their command
@@ -102,7 +103,8 @@ class DurableReplay:
             sync_before=self._rows.sync,
             start=start,
         )
-        self._trim_spares()
+        self._bound_spares()
+        self._spares.trim()
 
     @property
     def wants_compaction(self) -> bool:
@@ -280,7 +282,8 @@ class DurableReplay:
         self._rows.forget(unneeded)
         for file in unneeded:
             self._ended.pop(file, None)
-        self._trim_spares()
+        self._bound_spares()
+        self._spares.trim()
 
     def sync(self) -> None:
         """Bring everything to the disk; in any thread."""
@@ -320,7 +323,7 @@ class DurableReplay:
             self._segments.rotate()
         self._draw_log = xxhash.xxh3_64()
         self._ended[number] = num_bytes
-        self._trim_spares()
+        self._bound_spares()
 
     @contextlib.contextmanager
     def _giving_up_spares(self) -> Iterator[None]:
@@ -328,12 +331,13 @@ class DurableReplay:
         try:
             yield
         except OSError:
-            self._spares.trim(0)
+            self._spares.allow(0)
+            self._spares.trim()
             raise
 
-    def _trim_spares(self) -> None:
-        """Let files that wait to be written over take no more room than the journal has until its next base: that is begun with a file."""
-        self._spares.trim(max(self._most_bytes + self._file_bytes - self._num_bytes, 0))
+    def _bound_spares(self) -> None:
+        """Let files that wait to be written over take no more room than the journal has until its next base, give or take some files."""
+        self._spares.allow(max(self._most_bytes + SPARE_FILES * self._file_bytes - self._num_bytes, 0))
 
     def _tidy(self, number: int, unneeded: Collection[int]) -> None:
         """Delete what a base has taken the place of, and what a process left that ended within writing one.

