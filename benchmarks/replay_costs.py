@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 from algorithms.schema import to_record_batch
 from benchmarks.report import conditions
 from conf.schema import ReplayConfig, ReplayMode, ReplayRemover
+from replay.buffer import ReplayBuffer
 from replay.durable import DurableReplay
 from replay.priority_tree import PriorityTree
+from replay.requests import SampleRequest
 from replay.selectors import Prioritized
 from tests.fakes import make_trajectory
 
@@ -47,15 +49,14 @@ def median_us(call: Callable[[], object], rounds: int = 7, calls: int = 60) -> f
     return statistics.median(found)
 
 
-def growth(batch: int) -> dict[int, tuple[float, float]]:
-    """Microseconds of drawing and of updating rows, by table size."""
+def tree_growth(batch: int) -> Iterator[tuple[float, float]]:
+    """Microseconds of drawing and of updating rows in the tree of priorities alone, by table size."""
     rng = np.random.default_rng(0)
-    found = {}
     for size in SIZES:
         tree, versions = PriorityTree(Prioritized(exponent=0.6, decay=500.0)), rng.integers(0, 1000, size)
         tree.enter(np.arange(size), rng.random(size), versions)
         used = np.zeros(size, dtype=np.int64)
-        chosen = itertools.cycle([rng.choice(size, batch, replace=False) for _ in range(60)])  # never the same nodes twice in a row
+        chosen = chosen_rows(rng, size, batch)
         values = rng.random(batch)
 
         def update(
@@ -64,14 +65,37 @@ def growth(batch: int) -> dict[int, tuple[float, float]]:
             places = next(chosen)
             tree.enter(places, values, versions[places])
 
-        found[size] = (median_us(lambda tree=tree, used=used: tree.draw(rng, batch, used)), median_us(update))
-    return found
+        yield median_us(lambda tree=tree, used=used: tree.draw(rng, batch, used)), median_us(update)
 
 
-def inserts(batch: int, num: int) -> Iterator[pa.RecordBatch]:
-    """Batches of trajectories of 16 KiB, each a group of its own, with any advantages."""
+def buffer_growth(*batches: int) -> Iterator[tuple[float, ...]]:
+    """Microseconds of drawing and of updating rows in a replay buffer, by table size: for each batch the one and then the other."""
     rng = np.random.default_rng(0)
-    base = to_record_batch([make_trajectory(prompt_id="p", index=i, response_tokens=ITEM_TOKENS) for i in range(batch)])
+    for size in SIZES:
+        buffer = ReplayBuffer(ReplayConfig(mode=ReplayMode.prioritized, max_trajectories=size, max_bytes=64 * 2**30), seed=0)
+        for rows in inserts(500, size // 500, response_tokens=2):
+            buffer.insert(rows)
+        gc.collect()
+        gc.freeze()  # else the collector walks through what a large table has of Python's objects, now and then and in any call
+        found = []
+        for batch in batches:
+            keys, values, request = chosen_rows(rng, size, batch), rng.random(batch), SampleRequest(batch_size=batch)
+            found.append(median_us(lambda buffer=buffer, request=request: buffer.draw(request)))
+            found.append(median_us(lambda buffer=buffer, keys=keys, values=values: buffer.update_priorities(next(keys), values)))
+        yield tuple(found)
+        del buffer
+        gc.unfreeze()
+
+
+def chosen_rows(rng: np.random.Generator, size: int, batch: int) -> Iterator[NDArray]:
+    """Rows to update, never the same ones twice in a row."""
+    return itertools.cycle([rng.choice(size, batch, replace=False) for _ in range(60)])
+
+
+def inserts(batch: int, num: int, response_tokens: int = ITEM_TOKENS) -> Iterator[pa.RecordBatch]:
+    """Batches of trajectories of 16 KiB or less, each batch a group of its own, with any advantages."""
+    rng = np.random.default_rng(0)
+    base = to_record_batch([make_trajectory(prompt_id="p", index=i, response_tokens=response_tokens) for i in range(batch)])
     at = base.schema.get_field_index("advantage")
     for i in range(num):
         columns = base.columns
@@ -152,17 +176,17 @@ def print_memory(passed: int) -> None:
         print(f"| {batch:,} | {remover.value} | " + " | ".join(f"{share:.1%}" for share in shares) + " |")
 
 
-def plot(found: dict[int, tuple[float, float]], path: Path) -> None:
+def plot(found: list[tuple[float, ...]], path: Path) -> None:
     """Draw costs over sizes, with a line that grows with log n."""
     mpl.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 3.5))
-    for column, name in enumerate((f"draw {BATCH}", f"update {BATCH}")):
-        costs = [found[size][column] for size in SIZES]
+    for column, name in enumerate((f"draw {BATCH}", f"update {BATCH}", f"draw {FEW}", f"update {FEW}")):
+        costs = [row[column] for row in found]
         (line,) = axes.plot(SIZES, costs, marker="o", label=name)
         growing = [costs[0] * np.log(size) / np.log(SIZES[0]) for size in SIZES]
-        axes.plot(SIZES, growing, linestyle=":", color=line.get_color(), label="growing with log n")
+        axes.plot(SIZES, growing, linestyle=":", color=line.get_color(), label="growing with log n" if column == 0 else None)
     axes.set(xscale="log", xlabel="trajectories in the table", ylabel="microseconds", ylim=(0, None))
     axes.legend(frameon=False)
     figure.tight_layout()
@@ -175,11 +199,12 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--trajectories", type=int, default=100_000)
     arguments = parser.parse_args()
-    found, few = growth(BATCH), growth(FEW)
+    found = list(buffer_growth(BATCH, FEW))
     print(conditions("python -m benchmarks.replay_costs"))
-    print(f"\n| trajectories | draw {BATCH} | update {BATCH} | draw {FEW} | update {FEW} |\n|---|---|---|---|---|")
-    for size in SIZES:
-        print(f"| {size:,} | " + " | ".join(f"{cost:.0f} us" for cost in (*found[size], *few[size])) + " |")
+    heads = [f"draw {BATCH}", f"update {BATCH}", f"draw {FEW}", f"update {FEW}", f"tree alone: draw {BATCH}", f"update {BATCH}"]
+    print(f"\n| trajectories | {' | '.join(heads)} |\n" + "|---" * (1 + len(heads)) + "|")
+    for size, row, of_tree in zip(SIZES, found, tree_growth(BATCH), strict=True):
+        print(f"| {size:,} | " + " | ".join(f"{cost:.0f} us" for cost in (*row, *of_tree)) + " |")
     if arguments.plot:
         plot(found, arguments.plot)
     if arguments.trajectories:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import xxhash
 
 from replay.journal import OPEN, SEALED, JournalError, Record, numbered_path, read_segment, segments
-from replay.row_records import RecordReader, rows_in
+from replay.row_records import RecordReader, name_of, rows_in
 from replay.snapshot import read_snapshot
 
 CONTENT = ("trajectory_id", "response_token_ids", "behavior_logprobs", "version_spans", "reward", "advantage")
@@ -49,7 +49,7 @@ class Acknowledged:
                 continue  # compacted away just now; what it held was read before, or all of its rows have left
             reader = RecordReader(folder)  # anew: rows are written before the command that refers to them
             for record in read_segment(copy, last=True):
-                if record.meta["kind"] == "insert" and (holding := _holding_rows_of(record, reader)) is not None:
+                if record.meta["kind"] == "insert" and (holding := _holding_rows_of(record, reader, folder)) is not None:
                     self._accept(rows_in(holding), record.meta["turns"])
             copy.unlink()
 
@@ -167,14 +167,14 @@ def _rows_of(path: Path) -> pa.RecordBatch | None:
         return pa.concat_batches([reader.get_batch(i) for i in range(reader.num_record_batches)])
 
 
-def _holding_rows_of(insert: Record, reader: RecordReader) -> Record | None:
-    """The record with an insert's rows; None: all of them have left, and their file with them."""
+def _holding_rows_of(insert: Record, reader: RecordReader, folder: Path) -> Record | None:
+    """The record with an insert's rows; None: all of them have left, and their file was deleted or is written over under another name."""
     try:
         found = reader.holding_rows_of(insert)
     except FileNotFoundError:  # just now
         return None
     if isinstance(found, str):
-        if reader.has(insert.meta["at"][0]):
+        if (folder / name_of(insert.meta["at"][0])).exists():
             raise JournalError(found)
         return None
     return found
