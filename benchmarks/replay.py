@@ -23,7 +23,7 @@ from benchmarks.report import conditions
 
 ROOT = Path(__file__).parents[1]
 NAMES = (
-    *("floor", "disk", "ours", "ours:client", "ours:journal", "ours:client+journal"),
+    *("floor", "disk", "disk:over", "ours", "ours:client", "ours:journal", "ours:client+journal"),
     *("torchrl", "torchrl:uniform", "transferqueue", "reverb"),
     *("ours:local", "torchrl:local", "rllib"),
 )

@@ -22,6 +22,7 @@ import numpy as np
 
 WINDOW = 4  # calls under way
 CAPACITY_BYTES = 400 * 2**20
+SYNC_S = 0.1  # between two fsyncs of a journal
 
 
 class UnsupportedError(RuntimeError):
@@ -98,27 +99,33 @@ class Floor:
 
 
 class Disk:
-    """No replay either: as many bytes written to files as a journal of these items has, past the page cache, with an fsync each 100 ms."""
+    """No replay either: the bytes of a journal of these items, written to files past the page cache; ``over``: to files that are there."""
 
-    CALL_ITEMS, FILE_BYTES, SYNC_S = 1024, 128 * 2**20, 0.1
+    CALL_ITEMS, FILE_BYTES, FILES = 1024, 128 * 2**20, 4
 
     def __init__(self, kib: float, variant: str, actor: Any = None) -> None:
-        self.item_bytes, self.folder = int(kib * 1024), Path(tempfile.mkdtemp(dir=sys.argv[3]))
+        self.item_bytes, self.over, self.folder = int(kib * 1024), variant == "over", Path(tempfile.mkdtemp(dir=sys.argv[3]))
 
     def prepare(self, batch: int, seconds: float) -> None:
         self.data = mmap.mmap(-1, -(-self.CALL_ITEMS * self.item_bytes // mmap.PAGESIZE) * mmap.PAGESIZE)
         self.data.write(os.urandom(len(self.data)))
+        for number in range(self.FILES if self.over else 0):
+            with (self.folder / str(number)).open("wb") as file:
+                while file.tell() < self.FILE_BYTES + len(self.data):
+                    file.write(self.data)
+                os.fsync(file.fileno())
 
     def insert(self, batch: int, seconds: float) -> float:
         done, begin, synced, number, handle = 0, time.perf_counter(), 0.0, 0, -1
         while (now := time.perf_counter()) - begin < seconds:
             if handle < 0:
                 number, written = number + 1, 0
-                handle = os.open(self.folder / str(number), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_DIRECT)
+                name = str(number % self.FILES if self.over else number)
+                handle = os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
             written += os.pwrite(handle, self.data, written)
             done += self.CALL_ITEMS
             ends = written >= self.FILE_BYTES
-            if ends or now - synced > self.SYNC_S:
+            if ends or now - synced > SYNC_S:
                 os.fsync(handle)
                 synced = time.perf_counter()
             if ends:
@@ -128,7 +135,8 @@ class Disk:
             os.close(handle)
         elapsed = time.perf_counter() - begin
         for path in self.folder.iterdir():
-            path.unlink()
+            if not self.over:
+                path.unlink()
         return done / elapsed
 
 

@@ -14,7 +14,7 @@ import ray
 from algorithms.schema import to_record_batch
 from algorithms.types import Trajectory
 from algorithms.wire import Parcel
-from benchmarks.replay_contestants import CAPACITY_BYTES, pump, tokens_of
+from benchmarks.replay_contestants import CAPACITY_BYTES, SYNC_S, pump, tokens_of
 from conf.schema import ReplayConfig, ReplayMode
 from replay.actor import ReplayActor
 from replay.buffer import ReplayBuffer
@@ -42,7 +42,12 @@ class Ours:
     def __init__(self, kib: float, variant: str, actor: Any = None) -> None:
         self.tokens, self.count, self.variant = tokens_of(kib), 0, variant
         size = int(CAPACITY_BYTES / (kib * 1024))
-        config = ReplayConfig(mode=ReplayMode.prioritized, max_trajectories=size, max_bytes=4 * CAPACITY_BYTES)
+        config = ReplayConfig(
+            mode=ReplayMode.prioritized,
+            max_trajectories=size,
+            max_bytes=4 * CAPACITY_BYTES,
+            journal_sync_s=2 * SYNC_S,  # an fsync begins when half of it is over
+        )
         if actor is None:
             folder = tempfile.mkdtemp(dir=sys.argv[3]) if "journal" in variant else None
             actor = ReplayActor.options(num_cpus=0).remote(config, seed=0, journal=folder)

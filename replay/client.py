@@ -26,7 +26,7 @@ from replay.groups import InsertReceipt
 from replay.lent import Lender, LentMemoryError, Letter, Loan, Room
 from replay.requests import CallSizes
 
-CALLS_UNDER_WAY = 3  # of a writer: one is being carried out, one on its way, one being answered
+CALLS_UNDER_WAY = 4  # of a writer: one on its way, one whose rows go into the journal, one being inserted, one being answered
 BLOCK_BYTES = 24 * 2**20  # of a call, about: larger ones keep others waiting and cost hardly less a row
 FIRST_ROWS = 256  # of a call before it's known how large rows are
 FEW_BATCHES = 16  # that are put together in lent memory
