@@ -42,6 +42,24 @@ def test_keys_rise_and_are_never_given_again():
     assert storage.next_key == 3
 
 
+@given(st.lists(st.tuples(st.integers(0, 40), st.sets(st.integers(0, 60)), st.booleans()), max_size=6), st.lists(st.integers(-3, 200)))
+@settings(max_examples=150, deadline=None)
+def test_rows_are_found_by_their_keys_however_many_left_between_them(events, asked):
+    storage, there = Storage(NUMBERS), {}
+    for num_rows, leaving, save in events:
+        first = storage.next_key
+        append(storage, *range(first, first + num_rows))  # a row's number is its key
+        storage.remove(np.array([place for i, place in enumerate(storage.places.tolist()) if i in leaving], int))
+        if save:
+            part = {name: storage.column(name)[storage.places] for name in KNOWN_FIELDS}
+            storage = Storage.rebuild(NUMBERS, [(storage.gather(storage.places), part)], storage.layout)
+        there = dict(zip(known(storage, "key"), storage.places.tolist(), strict=True))
+    for keys in (asked, list(there)[::-1], list(there)[1:3]):
+        places, found = storage.find(np.array(keys, np.int64))
+        assert found.tolist() == [key in there for key in keys]
+        assert places[found].tolist() == [there[key] for key in keys if key in there]
+
+
 def test_gather_in_any_order_across_batches_and_gaps():
     storage = Storage(NUMBERS)
     for start in (0, 100, 200):
