@@ -179,6 +179,7 @@ class RolloutFleet:
             await asyncio.sleep(DRAIN_POLL_S)
         if replica.lost is None:
             self.leaving.remove(replica)
+            replica.retired = True
             try:
                 await answer_within(replica.actor.close.remote(), CLOSE_TIMEOUT_S, f"{replica.name} to close")
             except Exception as error:  # it is ended all the same
@@ -425,5 +426,6 @@ class RolloutFleet:
             return await replica.answer(reference, timeout_s, task)
         except (RayActorError, EngineError, TimeoutError) as error:
             reason = cause_of(error)
-            self.lose(replica, reason)
+            if not replica.retired:  # it is being closed, and what it was asked beside its prompts ends with it
+                self.lose(replica, reason)
             raise ReplicaLostError(f"{replica.name} is out of service: {reason}") from error

@@ -116,6 +116,20 @@ def spread_seed(seed: int) -> int:
     return int.from_bytes(digest, "little") >> 2
 
 
+def refuse_unfinished(sample: Any, where: str) -> None:
+    """Refuse what the engine didn't finish, as when it is closed meanwhile.
+
+    Args:
+        sample: vLLM's CompletionOutput.
+        where: begins the error message.
+
+    Raises:
+        EngineError: when it was ended by something else than a stop token or the limit.
+    """
+    if sample.finish_reason not in ("stop", "length"):
+        raise EngineError(f"{where} was ended with {sample.finish_reason!r}")
+
+
 def completion(sample: Any, tokenizer: Any, *, where: str, num_prompt_tokens: int = 0, num_cached_tokens: int = 0) -> Completion:
     """Our form of vLLM's CompletionOutput.
 
@@ -132,8 +146,7 @@ def completion(sample: Any, tokenizer: Any, *, where: str, num_prompt_tokens: in
     Raises:
         EngineError: when the request was ended by something else than a stop token or the limit, or the parts don't fit together.
     """
-    if sample.finish_reason not in ("stop", "length"):
-        raise EngineError(f"{where} was ended with {sample.finish_reason!r}")
+    refuse_unfinished(sample, where)
     token_ids = np.asarray(sample.token_ids, dtype=np.int32)
     logprobs = np.asarray(sample.logprobs.logprobs, dtype=np.float32)
     spans = tuple(VersionSpan(start=span.start, end=span.end, version=int(span.version)) for span in sample.weight_versions or ())

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from actors.engine.errors import EngineError, PromptRefusedError, refusals
 from actors.engine.launch import LaunchedEngine, launch
 from actors.engine.processes import condition_of
-from actors.engine.requests import Completion, completion, engine_prompt, sampling_limits, spread_seed
+from actors.engine.requests import Completion, completion, engine_prompt, refuse_unfinished, sampling_limits, spread_seed
 from actors.engine.settings import engine_arguments, set_environment
 from actors.engine.together import admit, final_output
 from actors.engine.updates import UpdateReceipt, WeightUpdater
@@ -293,6 +293,7 @@ class RolloutEngine:
             temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
         )
         output = await self._run(prompt, params, uuid.uuid4().hex, timeout_s)
+        refuse_unfinished(output.outputs[0], f"{self._name}'s scoring")
         positions = output.prompt_logprobs[-len(response) :]
         return np.array([position[token].logprob for position, token in zip(positions, response, strict=True)], dtype=np.float32)
 

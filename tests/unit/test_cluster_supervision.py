@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 
+from actors.engine import EngineError
 from cluster import fleet, supervision
 from cluster.deaths import Whereabouts
 from cluster.fleet import KIND, NoReplicaError, RolloutFleet
@@ -41,7 +42,7 @@ class FakeActor:
         self.silent = False
         self.dead = False
         self.closed = False
-        self.health, self.close, self.rollout = Answer(self._health), Answer(self._close), Answer(self._rollout)
+        self.health, self.close, self.rollout, self.score = map(Answer, (self._health, self._close, self._rollout, self._score))
 
     async def _health(self) -> dict[str, Any]:
         if self.dead:
@@ -54,8 +55,14 @@ class FakeActor:
         await asyncio.sleep(0.2)
         return requests
 
+    async def _score(self, *_: Any) -> list[float]:
+        while not self.closed:
+            await asyncio.sleep(0.005)
+        raise EngineError("the request was ended with 'abort'")  # as a closing engine ends what it is at
+
     async def _close(self) -> None:
         self.closed = True
+        await asyncio.sleep(0.05)
 
 
 class FakeReplica(Replica):
@@ -243,6 +250,23 @@ def test_a_place_that_is_missing_is_told_with_demand_and_supply(monkeypatch: pyt
         assert not scene.fleet.lost and scene.budget.left(KIND) == 4  # those that were not needed any more are no deaths
 
     play(Scene(1, monkeypatch), story)
+
+
+def test_scoring_the_probe_ends_with_who_leaves_and_nobody_has_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(scene: Scene) -> None:
+        await scene.until(lambda: len(scene.fleet.replicas) == 2)
+        scoring = [asyncio.ensure_future(scene.fleet.score(replica, None, [1])) for replica in scene.fleet.replicas]  # type: ignore[arg-type]
+        await asyncio.sleep(0.01)
+        scene.supervisor.scale(1)
+        done, _ = await asyncio.wait(scoring, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+        (ended,) = done
+        assert isinstance(ended.exception(), ReplicaLostError)
+        await scene.until(lambda: not scene.fleet.leaving)
+        assert scene.fleet.lost == [] and len(scene.fleet.replicas) == 1 and "dead" not in scene.states()
+        for one in scoring:
+            one.cancel()
+
+    play(Scene(2, monkeypatch), story)
 
 
 def test_who_leaves_finishes_its_prompts_and_gets_no_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
