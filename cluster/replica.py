@@ -33,7 +33,7 @@ class Replica:
     running: int = 0  # prompts handed to it and not answered
     checksum: str | None = None  # of the weights that it has answered to hold; None: those it started from
     reads_files: bool = True  # whether files of its node are its files too, which they are not between containers
-    retired: bool = False  # it has finished what it had, and is being closed
+    retired: bool = False  # it isn't needed any more, and is being closed
     lost: str | None = None  # why it is out of service
     _gone: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -114,12 +114,13 @@ class _Window(Generic[T]):
 
     def encoded(self, items: Sequence[T]) -> pa.RecordBatch:
         """Encode a row for each item."""
-        gone = self._last.index(items[0]) if items and self._last and items[0] in self._last else len(self._last)
-        stays = self._last[gone:] == items[: len(self._last) - gone]
-        parts = [self._rows.slice(gone)] if stays else []
-        for start in range(len(self._last) - gone if stays else 0, len(items), AT_ONCE):
-            parts.append(_rows_of(self._schema, self._columns_of(items[start : start + AT_ONCE])))
-        self._last, self._rows = items, pa.concat_batches(parts) if parts else self._rows.slice(0, 0)
+        gone = self._last.index(items[0]) if items and items[0] in self._last else len(self._last)
+        kept = self._last[gone:]
+        if kept != items[: len(kept)]:
+            kept, gone = [], len(self._last)
+        new = (items[start : start + AT_ONCE] for start in range(len(kept), len(items), AT_ONCE))
+        self._rows = pa.concat_batches([self._rows.slice(gone), *(_rows_of(self._schema, self._columns_of(part)) for part in new)])
+        self._last = items
         return self._rows
 
 

@@ -195,7 +195,8 @@ class RecordReader:
             return f"{self._folder} has no {name_of(file)}"
         path = self._paths[file]
         found = record_at(self._data(file), offset, path)
-        if isinstance(found, Record) and file < 0 and found.sequence >> 32 != of_rows(file):
+        number = of_rows(file)
+        if isinstance(found, Record) and file < 0 and not first_sequence(number) <= found.sequence < first_sequence(number + 1):
             found = f"record {found.sequence} is of the file that was there before"
         return found if isinstance(found, Record) else f"{path} is damaged at byte {offset} ({found})"
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from conf.schema import ReplayMode, ReplayRemover
 from replay import durable as durable_module
+from replay.base import SCHEMAS, _Window
 from replay.buffer import ReplayBuffer
 from replay.journal import SUFFIX, JournalError, read_segment
 from replay.moving import files_to_empty
@@ -224,6 +225,16 @@ def test_a_base_of_an_earlier_version_is_refused(tmp_path):
     (tmp_path / "base-00000007").mkdir()
     with pytest.raises(JournalError, match=r"base-00000007 is of the journal of an earlier version"):
         open_replay(tmp_path)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.booleans()), max_size=8))
+def test_remembered_names_are_written_as_they_are_whatever_became_arrow_before(changes):
+    window = _Window(SCHEMAS["known_groups"], lambda names: [names])
+    names, made = [], 0
+    for gone, added, other in changes:  # cut at the front, grown at the end, or replaced by what was never there
+        names = ([] if other else names[gone:]) + [f"g{made + i}" for i in range(added)]
+        made += added
+        assert window.encoded(names).column("group_id").to_pylist() == names
 
 
 # -- crashes ---------------------------------------------------------------------------------------------------------

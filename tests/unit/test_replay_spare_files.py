@@ -123,12 +123,11 @@ def test_the_smallest_spare_files_go_first_and_the_largest_is_taken(tmp_path):
     for number, size in enumerate((300, 100, 200)):
         (tmp_path / f"rows-{number}").write_bytes(bytes(size))
         files.add(tmp_path / f"rows-{number}", number)
-    assert files.num_bytes == 600
+    assert [path.stat().st_size for path in spares(tmp_path)] == [300, 100, 200]
     files.allow(550)
     files.trim()
-    assert files.num_bytes == 500
+    assert [path.stat().st_size for path in spares(tmp_path)] == [300, 200]
     assert files.take(tmp_path / "new") == 300 and (tmp_path / "new").stat().st_size == 300
-    assert SpareFiles(tmp_path).num_bytes == 200
     files.allow(0)
     files.trim()
     assert files.take(tmp_path / "other") is None and [path.name for path in tmp_path.iterdir()] == ["new"]
@@ -219,3 +218,18 @@ def test_rows_that_the_disk_had_are_damage_when_they_are_not_there(over, tmp_pat
     lenient = opened(tmp_path, strict=False, **SETTINGS)
     assert lenient.problems and prompts(lenient) == ([36, 37, 38, 39] if way == "gone" else [37, 38, 39, 41])
     lenient.close()
+
+
+def test_a_spare_file_that_cannot_be_deleted_is_told_and_harms_nothing(tmp_path, caplog):
+    replay = with_spares(tmp_path)
+    kept = spares(tmp_path)
+    with mock.patch("replay.spare_files.Path.unlink", side_effect=PermissionError(errno.EACCES, "Permission denied")):
+        replay._spares.allow(0)
+        replay.insert(group(40, tokens=3))
+        replay.sync()
+    assert f"{kept[0]} can't be deleted" in caplog.text
+    replay.insert(group(41, tokens=3))
+    replay.close()
+    again = opened(tmp_path, **SETTINGS)
+    assert prompts(again) == [38, 39, 40, 41]
+    again.close()
