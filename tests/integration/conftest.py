@@ -226,6 +226,15 @@ class Descendants:
                 found.append(process)
         return found
 
+    def such(self, condition: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
+        """Those of the living that are so; who is gone before it was asked is none of them."""
+        found = []
+        for process in self.alive():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if condition(process):
+                    found.append(process)
+        return found
+
     def peak_bytes(self, over: threading.Event) -> int:
         """The most memory that they were seen with until then, what they share counted once."""
         peak = 0

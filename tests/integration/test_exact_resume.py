@@ -58,7 +58,7 @@ def killed(command: list[str], *, after: str) -> str:
             break
     process.kill()
     process.communicate(timeout=60)
-    _, alive = psutil.wait_procs([role for role in started.alive() if role.name()[:15] not in {a[:15] for a in RAY_AGENTS}], timeout=30)
+    _, alive = psutil.wait_procs(started.such(lambda role: role.name()[:15] not in {a[:15] for a in RAY_AGENTS}), timeout=30)
     assert not alive, f"left behind: {[(role.pid, role.name()) for role in alive]}"
     return written
 

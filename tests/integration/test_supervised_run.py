@@ -81,7 +81,7 @@ class Running:
 
     def rollout_processes(self) -> list[psutil.Process]:
         """Actors with a replica's name, youngest last."""
-        found = [process for process in self.descendants.alive() if "RolloutActor" in " ".join(process.cmdline())]
+        found = self.descendants.such(lambda process: "RolloutActor" in " ".join(process.cmdline()))
         return sorted(found, key=lambda process: process.create_time())
 
     @staticmethod

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
 from actors.engine import Completion, EngineError, PromptRefusedError, RolloutEngine
+from actors.engine.processes import child_processes, vllm_processes_since
 from tests.integration.tiny_models import DEVICE, MODEL, ROLLOUT, Judge, build, perturb, snapshot
 from tests.tiny_weights import TensorSource, part_shipment, publish_once, published, whole_shipment
 from weights.buckets import manifest_of
@@ -77,15 +77,14 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = build(tmp_path_factory.mktemp("models") / request.param, tied=request.param == "tied")
     judge = Judge(folder)
     engine = RolloutEngine(str(folder), model=MODEL, rollout=ROLLOUT, device=DEVICE, seed=1, name="r0", worker_extension=EXTENSION)
-    before = set(psutil.Process().children(recursive=True))
+    before = child_processes()
     with asyncio.Runner() as runner, StagingArea() as area:
         runner.run(engine.start())
         try:
             yield Served(engine, judge, area, runner)
         finally:
             runner.run(engine.close())
-            left = [p for p in set(psutil.Process().children(recursive=True)) - before if "VLLM" in p.name()]
-            assert not left
+            assert not vllm_processes_since(before)
             assert engine._launched is not None and not engine._launched.folder.path.exists()
 
 
