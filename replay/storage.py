@@ -44,7 +44,8 @@ _STATE_FIELDS: dict[str, type] = {
 }
 
 FIRST_CAPACITY = 64
-DEAD_SHARE = 1 / 8  # of the rows' bytes: what rows that have left may still hold in batches that others keep
+DEAD_SHARE = 1 / 24  # of the rows' bytes: what rows that have left may still hold in batches that others keep,
+OLDEST_DEAD_SHARE = 1 / 8  # and in the batch of the oldest row beyond that: where the oldest leave first, it goes soon by itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -390,13 +391,16 @@ class Storage:
     def _excess(self, share: float) -> float:
         """Bytes that rows which left hold beyond a share of those of the rows that are there."""
         dead = self._batches.dead_bytes + (self._packed.dead_bytes if self._packed is not None else 0)
-        return dead - share * (self.held_bytes - dead)
+        alive = self.held_bytes - dead
+        of_oldest = self._batches.dead_bytes_of(int(self._columns["batch"][self._head])) if self._num_alive else 0
+        return dead - min(of_oldest, OLDEST_DEAD_SHARE * alive) - share * alive
 
     def _repack(self) -> None:
         """Move the rows of the emptiest batches into new ones, until rows that left hold half of what they may."""
         if self._packed is not None:
             self._packed.reclaim(DEAD_SHARE / 4)
         self._move(self._batches.emptiest(self._excess(DEAD_SHARE / 2)), self.places)
+        pa.default_memory_pool().release_unused()  # else Arrow keeps what the columns lay in while they moved, a tenth of the rows
 
     def _move(self, numbers: list[int], places: NDArray[np.int64]) -> None:
         """Move the rows of batches into new ones.

@@ -75,6 +75,10 @@ class WideBatches:
             if batch.num_alive == 0:
                 self.drop([number])
 
+    def dead_bytes_of(self, number: int) -> int:
+        """What rows that left hold of a batch."""
+        return self._batches[number].dead_bytes
+
     def drop(self, numbers: list[int]) -> None:
         """Let go of batches, whose rows have left or moved."""
         for number in numbers:
