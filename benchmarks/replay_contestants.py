@@ -328,24 +328,29 @@ def contestant(name: str, kib: float, variant: str, actor: Any = None) -> Any:
     return kinds[name](kib, variant, actor)
 
 
-def write_along(name: str, kib: float, variant: str, actor: Any, number: int, batch: int, seconds: float, start_at: float) -> float:
-    """What one of several writers does, in a process of its own: items a second."""
-    writer = contestant(name, kib, variant, actor)
-    writer.count = number * 10**7  # so that no two write the same groups
-    writer.prepare(batch, seconds)
-    time.sleep(max(0.0, start_at - time.time()))
-    return writer.insert(batch, seconds)
+class Along:
+    """One of several writers, in a process of its own."""
+
+    def __init__(self, name: str, kib: float, variant: str, actor: Any, number: int) -> None:
+        self.writer = contestant(name, kib, variant, actor)
+        self.writer.count = number * 10**7  # so that no two write the same groups
+
+    def prepare(self, batch: int, seconds: float) -> None:
+        """Make what is to be written."""
+        self.writer.prepare(batch, seconds)
+
+    def insert(self, batch: int, seconds: float) -> float:
+        """Items a second."""
+        return self.writer.insert(batch, seconds)
 
 
 def insert_together(name: str, kib: float, variant: str, actor: Any, first: int, order: dict) -> float:
     """Items a second of several writers at the same time."""
     import ray
 
-    start_at = time.time() + order.get("prepare_s", 6.0)  # all are ready by then
-    writing = ray.remote(num_cpus=0)(write_along)
-    arguments = (order["batch"], order["seconds"], start_at)
-    numbers = range(first, first + order["writers"])
-    return sum(ray.get([writing.remote(name, kib, variant, actor, number, *arguments) for number in numbers]))
+    writers = [ray.remote(num_cpus=0)(Along).remote(name, kib, variant, actor, first + i) for i in range(order["writers"])]
+    ray.get([writer.prepare.remote(order["batch"], order["seconds"]) for writer in writers])
+    return sum(ray.get([writer.insert.remote(order["batch"], order["seconds"]) for writer in writers]))
 
 
 def operation(measured: Any, verb: str) -> Callable[[int, float], float]:
